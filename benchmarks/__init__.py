@@ -1,0 +1,1 @@
+"""Benchmarks of Limpet, one file for each workload; `make bench` runs them beside sqlite3 and LMDB."""

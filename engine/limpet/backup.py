@@ -1,0 +1,249 @@
+"""Writing a snapshot into a new file: for backups, and for compaction.
+
+The new file is written front to back: each table's entries in key order into full leaves, the
+branches over them as they fill. Every page read on the way is verified. The file appears under
+its name only when it is whole and synced, so a crash leaves at most a `.new` file behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from . import btree
+from .codecs import describe_key
+from .errors import CorruptError
+from .file import File, FileSystem, random_bytes
+from .format import (
+    CATALOGUE_TREE,
+    FIRST_NODE_PGNO,
+    META_PGNOS,
+    CatalogueEntry,
+    Header,
+    Meta,
+    Pgno,
+    Ref,
+    Txid,
+    encode_catalogue_entry,
+    encode_header,
+    encode_meta,
+    make_stamp,
+    max_inline_entry,
+    overflow_page_count,
+)
+from .node import (
+    Overflow,
+    branch_entry_size,
+    branch_payload,
+    encode_branch,
+    encode_leaf,
+    encode_overflow,
+    leaf_entry_size,
+    leaf_payload,
+    overflow_record,
+    separator,
+)
+from .overlay import TableInfo, named
+from .pager import Pager
+
+Progress = Callable[[int, int], None]
+
+_BUFFERED = 256  # pages gathered before they are written
+
+
+def temporary_name(path: str) -> str:
+    """Where a file is built before it gets its name: beside it, on the same file system."""
+    return f"{path}.{random_bytes(4).hex()}.new"
+
+
+def initialise(file: File, header: Header, meta: Meta) -> None:
+    """Write the head of a new file: header, one meta, an empty second meta, an empty holder page."""
+    page_size = header.page_size
+    pager = Pager(file, header, 0)
+    if file.size() < FIRST_NODE_PGNO * page_size:
+        file.grow(FIRST_NODE_PGNO * page_size)
+    file.write(0, encode_header(header))
+    slot = META_PGNOS[0]
+    file.write(slot * page_size, encode_meta(meta, slot, pager.checksum, pager.seed))
+
+
+def first_meta() -> Meta:
+    """The meta of a database without tables."""
+    return Meta(Txid(1), 0, Txid(1), Ref(0), Ref(0), FIRST_NODE_PGNO, 0, 0, 2, now_us(), clean=True)
+
+
+def new_header(page_size: int, checksum_kind: int) -> Header:
+    """The header of a new file, with a file id of its own."""
+    return Header(page_size, checksum_kind, random_bytes(16), now_us())
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def write_copy(
+    source: Pager,
+    tables: dict[str, TableInfo],
+    txid: Txid,
+    next_tree_id: int,
+    target: File,
+    progress: Progress | None = None,
+) -> None:
+    """Write the tables of a snapshot into `target`, an empty file, and sync it.
+
+    progress  called now and then with (entries written, entries in all)
+    raises    CorruptError if a page of the snapshot is damaged; OSError
+    """
+    header = new_header(source.page_size, source.header.checksum_kind)
+    meta = replace(first_meta(), txid=txid, durable_txid=txid, next_tree_id=next_tree_id)
+    initialise(target, header, meta)
+    builder = _Builder(Pager(target, header, 0), make_stamp(txid, 0))
+    total = sum(info.entry_count for info in tables.values())
+    done = 0
+    catalogue: list[tuple[bytes, bytes]] = []
+    for name in sorted(tables, key=str.encode):
+        info = tables[name]
+        try:
+            root, count = builder.build(_entries(source, info), info.tree_id, partial(_report, progress, done, total))
+            if count != info.entry_count:
+                raise CorruptError("the table has another number of entries", expected=info.entry_count, found=count)
+        except CorruptError as error:
+            raise named(error, name) from None
+        done += count
+        shape, codecs = describe_key(info.key)
+        entry = CatalogueEntry(root, count, info.tree_id, info.value.number, shape, codecs)
+        catalogue.append((name.encode(), encode_catalogue_entry(entry)))
+    catalogue_root, _ = builder.build(iter(catalogue), CATALOGUE_TREE, partial(_report, None, done, total))
+    builder.flush()
+    meta = replace(meta, catalogue_root=catalogue_root, high_water=builder.next_pgno, table_count=len(tables))
+    initialise(target, header, meta)
+    target.sync_all()
+    if progress is not None:
+        progress(total, total)
+
+
+def _report(progress: Progress | None, before: int, total: int, count: int) -> None:
+    if progress is not None:
+        progress(before + count, total)
+
+
+def put_in_place(file_system: FileSystem, file: File, path: str, *, overwrite: bool) -> None:
+    """Give a finished file its name and make the name durable."""
+    if overwrite:
+        file_system.replace(file.path, path)
+    else:
+        file_system.link(file.path, path)
+    file.path = path
+    file_system.sync_directory(path)
+
+
+def _entries(source: Pager, info: TableInfo) -> Iterator[tuple[bytes, bytes]]:
+    """The entries of a table, large values loaded."""
+    if info.root:
+        for keys, values in btree.scan(source, info.root, info.tree_id, None, None):
+            for key, value in zip(keys, values, strict=True):
+                yield key, (source.overflow_value(value, info.tree_id) if type(value) is Overflow else value)
+
+
+class _Level:
+    """The branch that is being filled at one level."""
+
+    __slots__ = ("children", "first_key", "keys", "size")
+
+    def __init__(self, first_key: bytes, child: int) -> None:
+        self.first_key = first_key  # divides this branch from the one before
+        self.keys: list[bytes] = []
+        self.children = [child]
+        self.size = branch_entry_size(b"")
+
+
+class _Builder:
+    """Builds trees from entries in key order, writing pages front to back."""
+
+    def __init__(self, pager: Pager, stamp: int) -> None:
+        self._pager = pager
+        self._page_size = pager.page_size
+        self._stamp = stamp
+        self.next_pgno = int(FIRST_NODE_PGNO)
+        self._pages: dict[int, bytes] = {}
+
+    def build(
+        self, entries: Iterator[tuple[bytes, bytes]], tree_id: int, progress: Callable[[int], None]
+    ) -> tuple[Ref, int]:
+        """Build one tree; returns (root, number of entries)."""
+        payload = leaf_payload(self._page_size)
+        limit = max_inline_entry(self._page_size)
+        levels: list[_Level] = []
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        size = count = 0
+        boundary = b""
+        for key, value in entries:
+            stored = value if len(key) + len(value) <= limit else self._overflow(value, tree_id)
+            entry_size = leaf_entry_size(key, stored)
+            if size + entry_size > payload:
+                self._add(levels, 0, boundary, self._leaf(keys, values, tree_id), tree_id)
+                boundary = separator(keys[-1], key)
+                keys, values, size = [], [], 0
+                progress(count)
+            keys.append(key)
+            values.append(stored)
+            size += entry_size
+            count += 1
+        if not keys:
+            return Ref(0), 0
+        self._add(levels, 0, boundary, self._leaf(keys, values, tree_id), tree_id)
+        at = 0
+        while at < len(levels) - 1 or len(levels[at].children) > 1:
+            self._add(levels, at + 1, levels[at].first_key, self._branch(at + 1, levels[at], tree_id), tree_id)
+            at += 1
+        return Ref(levels[at].children[0]), count
+
+    def flush(self) -> None:
+        """Write the pages gathered so far."""
+        self._pager.write(self._pages)
+        self._pages = {}
+
+    def _add(self, levels: list[_Level], at: int, key: bytes, child: Ref, tree_id: int) -> None:
+        """Add a child, which `key` divides from the one before, to the branch that is open at a level."""
+        if at == len(levels):
+            levels.append(_Level(key, child))
+            return
+        level = levels[at]
+        if level.size + branch_entry_size(key) > branch_payload(self._page_size):
+            self._add(levels, at + 1, level.first_key, self._branch(at + 1, level, tree_id), tree_id)
+            levels[at] = _Level(key, child)
+            return
+        level.keys.append(key)
+        level.children.append(child)
+        level.size += branch_entry_size(key)
+
+    def _leaf(self, keys: list[bytes], values: list[bytes], tree_id: int) -> Ref:
+        pgno = self._take(1)
+        body, _, _ = encode_leaf(keys, values, pgno, tree_id, self._stamp, self._page_size)
+        return self._keep(body, pgno)
+
+    def _branch(self, number: int, level: _Level, tree_id: int) -> Ref:
+        pgno = self._take(1)
+        body = encode_branch(number, level.keys, level.children, pgno, tree_id, self._stamp, self._page_size)
+        return self._keep(body, pgno)
+
+    def _overflow(self, value: bytes, tree_id: int) -> Overflow:
+        pgno = self._take(overflow_page_count(len(value), self._page_size))
+        ref = self._keep(encode_overflow(value, pgno, tree_id, self._stamp, self._page_size), pgno)
+        return overflow_record(len(value), ref)
+
+    def _take(self, count: int) -> Pgno:
+        pgno = self.next_pgno
+        self.next_pgno += count
+        return Pgno(pgno)
+
+    def _keep(self, body: bytes, pgno: Pgno) -> Ref:
+        ref, page = self._pager.seal(body, pgno)
+        self._pages[pgno] = page
+        if len(self._pages) >= _BUFFERED or len(page) > self._page_size:
+            self.flush()
+        return ref

@@ -1,0 +1,515 @@
+"""The functional core: a B+tree is a reference, and a commit is a function of it.
+
+    get(root, key)                    one value
+    scan(root, low, high)             entries, a leaf at a time, in either direction
+    apply(root, changes)              -> drafts of the new nodes, pages freed, change of the count
+    seal(drafts)                      -> new root and pages, once page numbers are known
+
+Nothing here writes, and nothing on disk is changed: `apply` reads the nodes that the changes
+touch, each once, and drafts new ones; what it replaced is freed. `seal` encodes the drafts from
+the leaves up, because a parent carries its children's checksums.
+
+Theory. A B+tree with prefix-truncated separators (Bayer and McCreight 1972; Bayer and Unterauer
+1977), changed by path copying (Driscoll et al. 1989). Nodes split by bytes, evenly, except:
+- after the last key of a leaf the old leaf stays as full as it is: ascending keys fill pages;
+- an insert that continues a run of keys splits just behind itself, so that each of many runs
+  that grow side by side (every session's messages are one) fills its own pages.
+A node that shrank below a quarter is joined with a neighbour, or evened out with it.
+
+Throughout, `read(ref)` gives the decoded node behind a reference.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+from .errors import CorruptError
+from .format import END_SIZE, REF_SIZE, Pgno, Ref, ref_pgno
+from .node import (
+    Branch,
+    Leaf,
+    Node,
+    Overflow,
+    branch_payload,
+    encode_branch,
+    encode_leaf,
+    leaf_payload,
+    patch_branch,
+    separator,
+)
+from .pager import Pager
+
+Changes = dict[bytes, bytes | None]  # None: delete
+
+_THIN = 4  # a node that shrank below 1/4 of its page is joined with a neighbour
+_CACHED_SCAN = 8  # leaves of one scan that enter the cache; a longer scan would only wash it out
+_CACHED_SEAL = 64  # nodes of one commit that enter the cache, for the same reason
+_RUN_TAIL = 2  # bytes at the end of a key that may differ within a run
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def get(pager: Pager, root: int, tree_id: int, key: bytes) -> bytes | None:
+    """The stored value of `key` (an Overflow if it lives elsewhere), or None.
+
+    cost     depth times a binary search: about 1 us when cached
+    """
+    hot = pager.hot
+    node = hot.get(root) or pager.node(root, tree_id)
+    level = node.level
+    while level:
+        assert type(node) is Branch
+        ref = node.children[bisect_right(node.keys, key)]
+        node = hot.get(ref) or pager.node(ref, tree_id)
+        level -= 1
+        if node.level != level:
+            raise wrong_level(ref, level, node.level)
+    assert type(node) is Leaf
+    keys = node.keys
+    index = bisect_left(keys, key)
+    if index < len(keys) and keys[index] == key:
+        return node.value(index)
+    return None
+
+
+def scan(
+    pager: Pager, root: int, tree_id: int, low: bytes | None, high: bytes | None, *, reverse: bool = False
+) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """The entries with low <= key < high, as (keys, stored values) of one leaf at a time.
+
+    low, high  None: no bound
+    reverse    leaves come from the last to the first; within each the order is still ascending
+    """
+    path: list[tuple[Branch, int]] = []
+    node: Node = pager.node(root, tree_id)
+    bound = high if reverse else low  # where the first descent goes; later ones start at the edge
+    leaf_count = 0
+    while True:
+        fetch = pager.node if leaf_count < _CACHED_SCAN else pager.passing_node
+        while type(node) is Branch:
+            if bound is not None:
+                index = bisect_left(node.keys, bound) if reverse else bisect_right(node.keys, bound)
+            else:
+                index = len(node.children) - 1 if reverse else 0
+            path.append((node, index))
+            node = _child(fetch, node, index, tree_id)
+        assert type(node) is Leaf
+        keys = node.keys
+        start = bisect_left(keys, low) if low is not None else 0
+        stop = bisect_left(keys, high) if high is not None else len(keys)
+        if stop - start == len(keys):
+            if keys:
+                yield keys, node.values()
+        elif start < stop:
+            yield keys[start:stop], [node.value(index) for index in range(start, stop)]
+        if (start > 0) if reverse else (stop < len(keys)):
+            return
+        bound = None
+        leaf_count += 1
+        while path:
+            branch, index = path.pop()
+            index += -1 if reverse else 1
+            if 0 <= index < len(branch.children):
+                path.append((branch, index))
+                node = _child(fetch, branch, index, tree_id)
+                break
+        else:
+            return
+
+
+def _child(fetch: Callable[[int, int], Node], branch: Branch, index: int, tree_id: int) -> Node:
+    ref = branch.children[index]
+    node = fetch(ref, tree_id)
+    if node.level != branch.level - 1:
+        raise wrong_level(ref, branch.level - 1, node.level)
+    return node
+
+
+def wrong_level(ref: int, expected: int, found: int) -> CorruptError:
+    """The error for a child that is not one level below its parent; without the check a cycle would not end."""
+    return CorruptError(
+        "the page has the wrong level for its place", pgno=ref_pgno(ref), expected=expected, found=found
+    )
+
+
+def page_refs(pager: Pager, root: int, tree_id: int) -> Iterator[Pgno | Overflow]:
+    """All pages of a tree: the page numbers of its nodes, and the records of its overflow runs.
+
+    cost     reads every node, but no overflow page
+    """
+    waiting = [root] if root else []
+    while waiting:
+        ref = waiting.pop()
+        node = pager.passing_node(ref, tree_id)
+        yield ref_pgno(ref)
+        if type(node) is Branch:
+            for index in range(len(node.children)):
+                _child(pager.passing_node, node, index, tree_id)
+            waiting.extend(node.children)
+        else:
+            assert type(node) is Leaf
+            for index in node.overflow:
+                record = node.value(index)
+                assert type(record) is Overflow
+                yield record
+
+
+# -- drafts --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class DraftLeaf:
+    """A leaf to be written."""
+
+    keys: list[bytes]
+    values: list[bytes]
+    thin: bool = False  # shrank, and is small enough to be joined with a neighbour
+    level = 0
+
+
+@dataclass(slots=True)
+class DraftBranch:
+    """A branch to be written: its children are references, or drafts themselves.
+
+    patched  the branch that this one equals but for the children in `patches`; then `children` is
+             empty. None: encode it anew
+    """
+
+    level: int
+    keys: list[bytes]
+    children: list[Child]
+    patched: Branch | None = None
+    patches: dict[int, Child] = field(default_factory=dict)
+    thin: bool = False
+
+
+Draft = DraftLeaf | DraftBranch
+Child = int | DraftLeaf | DraftBranch
+
+
+@dataclass(slots=True)
+class Edit:
+    """What `apply` found out.
+
+    root     a draft, or a reference (0: the tree is empty)
+    freed    references of the nodes that the new tree does not use any more
+    dropped  overflow records that it does not use any more
+    delta    change of the number of entries
+    drafts   number of drafts, each of which needs a page
+    """
+
+    root: Child
+    freed: list[int] = field(default_factory=list)
+    dropped: list[Overflow] = field(default_factory=list)
+    delta: int = 0
+    drafts: int = 0
+
+
+def apply(read: Callable[[int], Node], page_size: int, root: int, changes: Changes) -> Edit:
+    """Draft the tree that `changes` make of the tree at `root`.
+
+    changes  key -> stored value, or None to delete; values must fit into a leaf (Overflow if not)
+    returns  the drafts and what they replace; nothing is written
+    raises   what `read` raises
+    cost     each affected node is read, merged and drafted once
+    """
+    edit = Edit(root)
+    if not changes:
+        return edit
+    editor = _Editor(read, page_size, changes, edit)
+    children, keys = editor.edit(root, 0, len(editor.keys)) if root else editor.fresh()
+    while len(children) > 1:
+        children, keys = editor.cut_branch(_level(children[0]) + 1, keys, children, append=not root)
+    edit.root = children[0] if children else 0
+    while isinstance(edit.root, DraftBranch) and edit.root.patched is None and len(edit.root.children) == 1:
+        edit.root = edit.root.children[0]  # a branch over a single child adds nothing
+    edit.drafts = _count(edit.root)
+    return edit
+
+
+def _level(child: Child) -> int:
+    assert not isinstance(child, int), "siblings of a split are drafts"
+    return child.level
+
+
+def _count(child: Child) -> int:
+    if isinstance(child, int):
+        return 0
+    if isinstance(child, DraftLeaf):
+        return 1
+    below = child.children if child.patched is None else child.patches.values()
+    return 1 + sum(_count(grandchild) for grandchild in below if not isinstance(grandchild, int))
+
+
+class _Editor:
+    """One run of `apply`. Methods give siblings: (children, separators between them)."""
+
+    def __init__(self, read: Callable[[int], Node], page_size: int, changes: Changes, edit: Edit) -> None:
+        self.read = read
+        self.changes = changes
+        self.keys = sorted(changes)
+        self.result = edit
+        self.leaf_payload = leaf_payload(page_size)
+        self.branch_payload = branch_payload(page_size)
+
+    def fresh(self) -> tuple[list[Child], list[bytes]]:
+        """The leaves of a tree that was empty."""
+        keys = [key for key in self.keys if self.changes[key] is not None]
+        values = [value for key in keys if (value := self.changes[key]) is not None]
+        self.result.delta += len(keys)
+        return self.cut_leaf(keys, values, append=True)
+
+    def edit(self, ref: int, low: int, high: int) -> tuple[list[Child], list[bytes]]:
+        """Apply changes [low, high) to the node behind `ref`."""
+        node = self.read(ref)
+        if type(node) is Leaf:
+            return self.edit_leaf(ref, node, low, high)
+        assert type(node) is Branch
+        return self.edit_branch(ref, node, low, high)
+
+    # Leaves.
+
+    def edit_leaf(self, ref: int, leaf: Leaf, low: int, high: int) -> tuple[list[Child], list[bytes]]:
+        self.result.freed.append(ref)
+        old_keys = leaf.keys
+        append = not old_keys or self.keys[low] > old_keys[-1]
+        if high - low == 1:
+            keys, values, at = self._change_one(leaf, self.keys[low])
+        else:
+            keys, values = self._change_many(leaf, self.keys[low:high])
+            at = -1
+        self.result.delta += len(keys) - len(old_keys)
+        if not append and len(keys) > len(old_keys) and at > 0 and _continues_run(keys[at - 1], keys[at]):
+            return self.cut_leaf(keys, values, split_at=at + 1)
+        return self.cut_leaf(keys, values, append=append, shrank=len(keys) <= len(old_keys))
+
+    def _change_one(self, leaf: Leaf, key: bytes) -> tuple[list[bytes], list[bytes], int]:
+        keys, values = leaf.keys, leaf.values()
+        at = bisect_left(keys, key)
+        new = self.changes[key]
+        if at < len(keys) and keys[at] == key:
+            old = values[at]
+            if type(old) is Overflow:
+                self.result.dropped.append(old)
+            if new is None:
+                return keys[:at] + keys[at + 1 :], values[:at] + values[at + 1 :], at
+            values[at] = new
+        elif new is not None:
+            keys = keys.copy()
+            keys.insert(at, key)
+            values.insert(at, new)
+        return keys, values, at
+
+    def _change_many(self, leaf: Leaf, changed: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+        entries: dict[bytes, bytes | None] = dict(zip(leaf.keys, leaf.values(), strict=True))
+        if leaf.overflow:
+            for key in changed:
+                old = entries.get(key)
+                if type(old) is Overflow:
+                    self.result.dropped.append(old)
+        entries.update(zip(changed, map(self.changes.__getitem__, changed), strict=True))
+        keys = sorted(entries)
+        values = list(map(entries.__getitem__, keys))
+        if None in values:
+            keys = [key for key, value in zip(keys, values, strict=True) if value is not None]
+        return keys, [value for value in values if value is not None]
+
+    def cut_leaf(
+        self, keys: list[bytes], values: list[bytes], *, append: bool = False, split_at: int = 0, shrank: bool = False
+    ) -> tuple[list[Child], list[bytes]]:
+        """Leaves that hold these entries.
+
+        append    fill each leaf before the next is begun
+        split_at  if they do not fit into one leaf, begin the second with this entry
+        shrank    a leaf that is now small may be joined with a neighbour
+        """
+        if not keys:
+            return [], []
+        fixed = 2 * END_SIZE
+        sizes = [len(key) + len(value) + fixed for key, value in zip(keys, values, strict=True)]
+        if Overflow in set(map(type, values)):
+            sizes = [size + END_SIZE * (type(value) is Overflow) for size, value in zip(sizes, values, strict=True)]
+        ends = list(accumulate(sizes))
+        if ends[-1] <= self.leaf_payload:
+            thin = shrank and ends[-1] * _THIN < self.leaf_payload
+            return [DraftLeaf(keys, values, thin)], []
+        if 0 < split_at < len(keys) and max(ends[split_at - 1], ends[-1] - ends[split_at - 1]) <= self.leaf_payload:
+            cuts = [0, split_at, len(keys)]
+        else:
+            cuts = _cut(ends, self.leaf_payload, full=append)
+        leaves: list[Child] = [DraftLeaf(keys[a:b], values[a:b]) for a, b in pairwise(cuts)]
+        return leaves, [separator(keys[cut - 1], keys[cut]) for cut in cuts[1:-1]]
+
+    # Branches.
+
+    def edit_branch(self, ref: int, branch: Branch, low: int, high: int) -> tuple[list[Child], list[bytes]]:
+        self.result.freed.append(ref)
+        changed, separators = self.keys, branch.keys
+        edits: list[tuple[int, list[Child], list[bytes]]] = []
+        while low < high:
+            index = bisect_right(separators, changed[low])
+            end = bisect_left(changed, separators[index], low, high) if index < len(separators) else high
+            siblings, between = self.edit(self._checked(branch, index), low, end)
+            edits.append((index, siblings, between))
+            low = end
+        if all(len(siblings) == 1 and not _is_thin(siblings[0]) for _, siblings, _ in edits):
+            patches = {index: siblings[0] for index, siblings, _ in edits}
+            return [DraftBranch(branch.level, separators, [], branch, patches)], []
+        children: list[Child] = list(branch.children)
+        keys = separators.copy()
+        for index, siblings, between in reversed(edits):
+            children[index : index + 1] = siblings
+            if siblings:
+                keys[index:index] = between
+            elif keys:
+                del keys[min(index, len(keys) - 1)]
+        self._join_thin(branch.level, keys, children)
+        append = edits[-1][0] == len(branch.children) - 1 and len(edits) == 1
+        return self.cut_branch(branch.level, keys, children, append=append, shrank=len(children) < len(branch.children))
+
+    def _checked(self, branch: Branch, index: int) -> int:
+        ref = branch.children[index]
+        level = self.read(ref).level
+        if level != branch.level - 1:
+            raise wrong_level(ref, branch.level - 1, level)
+        return ref
+
+    def _join_thin(self, level: int, keys: list[bytes], children: list[Child]) -> None:
+        """Join children that became thin with a neighbour each, in place."""
+        index = 0
+        while index < len(children):
+            if not _is_thin(children[index]) or len(children) == 1:
+                index += 1
+                continue
+            left = index - 1 if index else 0
+            pair = self._draft(level - 1, children[left]), self._draft(level - 1, children[left + 1])
+            if isinstance(pair[0], DraftLeaf) and isinstance(pair[1], DraftLeaf):
+                joined, between = self.cut_leaf(pair[0].keys + pair[1].keys, pair[0].values + pair[1].values)
+            else:
+                assert isinstance(pair[0], DraftBranch)
+                assert isinstance(pair[1], DraftBranch)
+                joined, between = self.cut_branch(
+                    level - 1, [*pair[0].keys, keys[left], *pair[1].keys], pair[0].children + pair[1].children
+                )
+            children[left : left + 2] = joined
+            keys[left : left + 1] = between
+            index = left + len(joined)
+
+    def _draft(self, level: int, child: Child) -> Draft:
+        """A child as a draft; one that was not touched so far is taken in hand now."""
+        if isinstance(child, DraftBranch) and child.patched is not None:
+            children: list[Child] = list(child.patched.children)
+            for index, patch in child.patches.items():
+                children[index] = patch
+            return DraftBranch(child.level, child.keys, children)
+        if not isinstance(child, int):
+            return child
+        node = self.read(child)
+        if node.level != level:
+            raise wrong_level(child, level, node.level)
+        self.result.freed.append(child)
+        if type(node) is Leaf:
+            return DraftLeaf(node.keys, node.values())
+        assert type(node) is Branch
+        return DraftBranch(level, node.keys, list(node.children))
+
+    def cut_branch(
+        self, level: int, keys: list[bytes], children: list[Child], *, append: bool = False, shrank: bool = False
+    ) -> tuple[list[Child], list[bytes]]:
+        """Branches over these children; the separators at the cuts move up."""
+        if not children:
+            return [], []
+        fixed = END_SIZE + REF_SIZE
+        ends = list(accumulate((len(key) + fixed for key in keys), initial=fixed))
+        if ends[-1] <= self.branch_payload:
+            thin = shrank and ends[-1] * _THIN < self.branch_payload
+            return [DraftBranch(level, keys, children, thin=thin)], []
+        cuts = _cut(ends, self.branch_payload, full=append)
+        branches: list[Child] = [DraftBranch(level, keys[a : b - 1], children[a:b]) for a, b in pairwise(cuts)]
+        return branches, [keys[cut - 1] for cut in cuts[1:-1]]
+
+
+def _is_thin(child: Child) -> bool:
+    return not isinstance(child, int) and child.thin
+
+
+def _continues_run(previous: bytes, key: bytes) -> bool:
+    """Whether a key looks like the next of a run: as long as the one before, and equal but for the tail."""
+    return len(previous) == len(key) > _RUN_TAIL and previous[:-_RUN_TAIL] == key[:-_RUN_TAIL]
+
+
+def _cut(ends: list[int], payload: int, *, full: bool) -> list[int]:
+    """Where to cut a row of entries into pages.
+
+    ends     running total of the sizes; no single entry is larger than half of `payload`
+    full     fill every page but the last; otherwise spread the entries evenly
+    returns  indexes of the first entry of each page, and the number of entries
+    """
+    cuts = [0]
+    done = 0
+    while ends[-1] - done > payload:
+        if full:
+            room = payload
+        else:
+            remaining = ends[-1] - done
+            room = remaining // -(-remaining // payload)
+        cut = bisect_right(ends, done + room, cuts[-1])
+        if not full and cut < len(ends) and ends[cut] - done <= payload and cut < len(ends) - 1:
+            previous = ends[cut - 1] if cut > cuts[-1] else done
+            if abs(ends[cut] - done - room) < abs(previous - done - room):
+                cut += 1
+        cut = max(cut, cuts[-1] + 1)
+        cuts.append(cut)
+        done = ends[cut - 1]
+    cuts.append(len(ends))
+    return cuts
+
+
+# -- sealing -------------------------------------------------------------------------------------
+
+
+def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -> tuple[Ref, dict[int, bytes]]:
+    """Encode the drafts of an edit.
+
+    pgnos    as many page numbers as there are drafts; children get lower ones than their parents
+    returns  (the root's reference, page number -> page)
+    """
+    pages: dict[int, bytes] = {}
+    places = iter(pgnos)
+    cached = len(pgnos) <= _CACHED_SEAL
+    page_size = pager.page_size
+
+    def place(child: Child) -> Ref:
+        if isinstance(child, int):
+            return Ref(child)
+        node: Node
+        if isinstance(child, DraftLeaf):
+            pgno = Pgno(next(places))
+            body, ends, overflow = encode_leaf(child.keys, child.values, pgno, tree_id, stamp, page_size)
+            ref, page = pager.seal(body, pgno)
+            node = Leaf(page, child.keys, ends, overflow)
+        elif child.patched is not None:
+            patches: dict[int, int] = {index: place(grandchild) for index, grandchild in child.patches.items()}
+            children = list(child.patched.children)
+            for index, new in patches.items():
+                children[index] = new
+            pgno = Pgno(next(places))
+            ref, page = pager.seal(patch_branch(child.patched, patches, pgno, tree_id, stamp), pgno)
+            node = Branch(page, child.level, child.keys, tuple(children))
+        else:
+            children = [place(grandchild) for grandchild in child.children]
+            pgno = Pgno(next(places))
+            ref, page = pager.seal(
+                encode_branch(child.level, child.keys, children, pgno, tree_id, stamp, page_size), pgno
+            )
+            node = Branch(page, child.level, child.keys, tuple(children))
+        pages[pgno] = page
+        if cached:
+            pager.remember(ref, node)
+        return ref
+
+    return place(edit.root), pages

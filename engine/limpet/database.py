@@ -1,0 +1,1130 @@
+"""Databases: opening a file, and turning transactions into commits that survive.
+
+How a commit comes about:
+
+    1  in memory   under the writer's lock: overlays become pages in free space, a new Snapshot
+                   becomes the tip. The writer is then free for the next transaction
+    2  flush       under the flush lock: the pages of all commits since the last flush, the
+                   catalogue and the map of free space are written and synced; then a meta into
+                   the slot that does not hold the newest durable commit; then that is synced
+    3  published   readers that begin now see it
+
+Several committers that wait at 2 are served by one flush (group commit). An `os` commit leaves
+out both syncs. A `none` commit leaves out step 2 altogether and waits in memory for the next.
+
+Failures, and what remains true:
+
+    writing pages fails    the commits of the flush are undone, nobody has seen them; go on
+    a sync fails, or       what is on disk is unknown until it is read again: the database is
+    writing a meta fails   poisoned, every later call says so; close it and open it again
+
+Locks, always taken in this order:
+
+    _writer   held by the write transaction
+    _flush    held while a flush is under way
+    _state    short, never during I/O but growth: space, tip, published, metas
+
+Readers take none: a reader pins the published snapshot, looks whether it still is the published
+one, and begins again if not. A page freed by commit k is handed out only by a transaction that
+began after k was published, and beginning looks at the pins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from . import btree
+from .backup import (
+    Progress,
+    first_meta,
+    initialise,
+    new_header,
+    now_us,
+    put_in_place,
+    temporary_name,
+    write_copy,
+)
+from .check import Report, check_commit
+from .checksum import KIND_NUMBERS, default_kind
+from .codecs import describe_key, key_codec, value_codec
+from .errors import (
+    BusyError,
+    ClosedError,
+    CorruptError,
+    FormatError,
+    LimpetError,
+    LockedError,
+    PoisonedError,
+    ReadOnlyError,
+)
+from .file import (
+    File,
+    FileSystem,
+    MemoryFile,
+    OSFileSystem,
+    describe_process,
+    on_fork,
+    random_bytes,
+    wait_for_lock,
+)
+from .format import (
+    CATALOGUE_TREE,
+    DEFAULT_PAGE_SIZE,
+    HEADER_SIZE,
+    HOLDER_PGNO,
+    KNOWN_READ_ONLY,
+    MAX_PAGE_SIZE,
+    META_PGNOS,
+    MIN_PAGE_SIZE,
+    CatalogueEntry,
+    Header,
+    Meta,
+    Ref,
+    Txid,
+    decode_catalogue_entry,
+    decode_header,
+    encode_catalogue_entry,
+    encode_meta,
+    make_stamp,
+    ref_pgno,
+    valid_page_size,
+)
+from .free_space import FreeSpace, MapBefore, Pending, load_map
+from .overlay import TableInfo
+from .pager import Pager
+from .recovery import Choice, choose, read_metas, verify_since
+from .transaction import ReadTransaction, Snapshot, WriteTransaction
+
+_log = logging.getLogger("limpet")
+
+MEMORY = ":memory:"
+DEFAULT_CACHE_SIZE = 32 << 20
+DEFAULT_LOCK_TIMEOUT_S = 10.0
+SYNC, OS, NONE = "sync", "os", "none"
+DURABILITIES = (SYNC, OS, NONE)
+
+# A transaction may keep twice the cache in memory before its changes go to the file early:
+# 100,000 new rows of 174 bytes take 30 MiB, and are merged once instead of twice.
+_OVERLAY_SHARE = 2
+_GROWTH_SHARE = 8  # the file grows by an eighth,
+_MIN_GROWTH = 64 << 10  # but by 64 KiB at least
+_MAX_GROWTH = 8 << 20  # and 8 MiB at most
+_HOLDER_SIZE = 256  # bytes of the note that says who has the file open
+_MAX_PENDING_SHARE = 4  # `os` commits become durable when a quarter of the file waits for that
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Numbers about an open database. Sizes are in bytes, counts of commits and syncs since opening.
+
+    txid            the newest commit that readers see
+    durable_txid    the newest commit on stable storage
+    file_size       the file's length
+    live_size       of that, pages in use by the newest commit, and the head of the file
+    free_size       of that, pages that can be used again now
+    pending_size    of that, pages that an older meta or a reader still needs
+    retained_size   of pending, what would be free but for readers; at most pending_size
+    cache_size      the limit of the page cache; cached_size what it holds
+    page_reads      pages that were not in the cache
+    flushes         metas written; syncs: calls of the system's sync
+    readers         read transactions open; oldest_reader_txid the oldest of their snapshots
+    """
+
+    page_size: int
+    txid: int
+    durable_txid: int
+    table_count: int
+    file_size: int
+    live_size: int
+    free_size: int
+    pending_size: int
+    retained_size: int
+    cache_size: int
+    cached_size: int
+    page_reads: int
+    commits: int
+    flushes: int
+    syncs: int
+    readers: int
+    oldest_reader_txid: int | None
+
+    def as_dict(self) -> dict[str, int | None]:
+        """The same as a dict, for logs and JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Commit:
+    """A commit that is in memory and not yet published; what is needed to undo it."""
+
+    snapshot: Snapshot
+    durability: str
+    allocated: list[int]
+    pages: set[int]
+    superseded: list[int]  # pages of earlier unwritten commits that need not be written any more
+    pending: list[Pending]
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    create: bool = True,
+    read_only: bool = False,
+    cache_size: int = DEFAULT_CACHE_SIZE,
+    page_size: int = DEFAULT_PAGE_SIZE,
+    durability: str = SYNC,
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT_S,
+    checksum: str | None = None,
+) -> Database:
+    """Open a database file, or create it.
+
+    path          the file, or ":memory:" for a database that lives and dies with the process
+    create        make the file if there is none; else FileNotFoundError
+    read_only     take a shared lock and refuse changes
+    cache_size    bytes of decoded pages to keep, 0 or more
+    page_size     bytes, a power of two from 512 to 65536; for a new file
+    durability    of commits that do not say: "sync" survives power loss, "os" survives the death of
+                  the process, "none" waits in memory for the next stronger commit or flush()
+    lock_timeout  seconds to wait for another process to let go of the file, 0 or more
+    checksum      "crc32c" or "crc32"; for a new file; None: CRC-32C if the package is there
+    raises        FormatError, UpgradeRequiredError, CorruptError, LockedError; OSError
+    warns         RuntimeWarning if checksums have to be computed in Python
+    cost          under 1 ms after a clean close; after a crash it reads the newest commit's pages
+    """
+    if not valid_page_size(_checked_int("page_size", page_size)):
+        raise ValueError(f"page_size has to be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}, not {page_size}")
+    if _checked_int("cache_size", cache_size) < 0:
+        raise ValueError(f"cache_size has to be 0 or more bytes, not {cache_size}")
+    _check_durability(durability)
+    if isinstance(lock_timeout, bool) or not isinstance(lock_timeout, int | float):
+        raise TypeError(f"lock_timeout takes seconds, not {type(lock_timeout).__name__}")
+    if not lock_timeout >= 0:
+        raise ValueError(f"lock_timeout has to be 0 or more seconds, not {lock_timeout}")
+    if checksum is not None and checksum not in KIND_NUMBERS:
+        raise ValueError(f"checksum has to be one of {sorted(KIND_NUMBERS)}, not {checksum!r}")
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError("path has to be a str or a path of str")
+    return open_on(
+        OSFileSystem(),
+        name,
+        create=create,
+        read_only=read_only,
+        cache_size=cache_size,
+        page_size=page_size,
+        durability=durability,
+        lock_timeout=lock_timeout,
+        checksum=checksum,
+    )
+
+
+def open_on(
+    file_system: FileSystem,
+    path: str,
+    *,
+    create: bool = True,
+    read_only: bool = False,
+    cache_size: int = DEFAULT_CACHE_SIZE,
+    page_size: int = DEFAULT_PAGE_SIZE,
+    durability: str = SYNC,
+    lock_timeout: float = DEFAULT_LOCK_TIMEOUT_S,
+    checksum: str | None = None,
+) -> Database:
+    """As `open`, with checked arguments, on any file system: the way in for a simulated disk."""
+    kind = default_kind() if checksum is None else KIND_NUMBERS[checksum]
+    if path == MEMORY:
+        if read_only:
+            raise ValueError("a database in memory is empty at first; read_only makes no sense for it")
+        file: File = MemoryFile()
+        initialise(file, new_header(page_size, kind), first_meta())
+    else:
+        path = file_system.resolve(path)
+        file = _open_file(file_system, path, create and not read_only, read_only, lock_timeout, page_size, kind)
+    try:
+        return Database(file_system, file, path, read_only=read_only, cache_size=cache_size, durability=durability)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _open_file(
+    file_system: FileSystem, path: str, create: bool, read_only: bool, timeout_s: float, page_size: int, kind: int
+) -> File:
+    """Open and lock the file, and create it if need be. The lock comes before any look at the content."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            file = file_system.open(path, writable=not read_only)
+        except FileNotFoundError:
+            if not create:
+                raise
+            _create_file(file_system, path, new_header(page_size, kind))
+            continue
+        try:
+            wait_for_lock(
+                file,
+                exclusive=not read_only,
+                timeout_s=max(0.0, deadline - time.monotonic()),
+                on_wait=lambda: _log.info("%s is held by another process; waiting up to %g s", path, timeout_s),
+                holder=lambda: read_holder(file),  # noqa: B023 used before the next round
+            )
+            if file.is_at_path():
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # replaced while we waited: by a compaction or an upgrade; the new one is what we want
+
+
+def _create_file(file_system: FileSystem, path: str, header: Header) -> None:
+    """Make an empty database appear under its name, whole."""
+    temporary = temporary_name(path)
+    file = file_system.create(temporary)
+    try:
+        initialise(file, header, first_meta())
+        file.sync_all()
+        put_in_place(file_system, file, path, overwrite=False)
+    except FileExistsError:
+        file_system.remove(temporary)  # another process was faster
+    except BaseException:
+        _remove_quietly(file_system, temporary)
+        raise
+    finally:
+        file.close()
+
+
+def _remove_quietly(file_system: FileSystem, path: str) -> None:
+    try:
+        file_system.remove(path)
+    except OSError as error:
+        _log.debug("%s: left behind (%s)", path, error)
+
+
+def read_holder(file: File) -> str | None:
+    """What the process that has the file open wrote about itself. Advisory: it may be stale."""
+    head = file.read(0, HEADER_SIZE)
+    try:
+        page_size = decode_header(head, file.path).page_size
+        text = file.read(HOLDER_PGNO * page_size, _HOLDER_SIZE).rstrip(b"\0").decode()
+        note = json.loads(text)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["since"]))
+        return f"pid {note['pid']} on {note['host']} ({note['program']}) since {since}"
+    except (FormatError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+class Database:
+    """An open database. Made by `limpet.open`; use it as a context manager.
+
+    Threads: all methods may be called from any thread. A forked child cannot use it and has to
+    open its own.
+    """
+
+    def __init__(
+        self, file_system: FileSystem, file: File, path: str, *, read_only: bool, cache_size: int, durability: str
+    ) -> None:
+        """Not for users: `limpet.open`."""
+        self._file_system = file_system
+        self._path = path
+        self._cache_size = cache_size
+        self._durability = durability
+        self._overlay_limit = max(1 << 20, _OVERLAY_SHARE * cache_size)
+        self._writer = threading.Lock()
+        self._writer_thread: int | None = None
+        self._flush_lock = threading.Lock()
+        self._state = threading.RLock()
+        self._pins: dict[int, int] = {}  # id of a read transaction -> txid of its snapshot
+        self._transaction: WriteTransaction | None = None
+        self._failure: LimpetError | None = None  # why nothing works any more
+        self._forked = False
+        self._closed = False
+        self._commit_count = self._flush_count = self._sync_count = 0
+        self._read_only = read_only
+        self._attach(file)
+        on_fork(self)
+
+    def _attach(self, file: File) -> None:
+        """Take up a locked file: recover, and stand at its newest commit."""
+        header = decode_header(file.read(0, HEADER_SIZE), self._path)
+        if header.features_read_only & ~KNOWN_READ_ONLY and not self._read_only:
+            _log.warning("%s: uses features that this code can only read; opened read-only", self._path)
+            self._read_only = True
+        pager = Pager(file, header, self._cache_size)
+        choice = self._choose(pager)
+        if not choice.clean and not self._read_only:
+            if not file.drop_cache():
+                _log.debug("%s: the system's cache of the file could not be emptied", self._path)
+            pager.forget()
+            choice = self._choose(pager)
+        if choice.problem is not None or choice.meta is None or choice.slot is None:
+            raise choice.problem or CorruptError("no commit can be read")
+        meta = choice.meta
+        if not choice.clean:
+            _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
+            if not self._read_only and meta.is_durable:
+                verify_since(pager, meta, choice.older.txid if choice.older is not None else meta.txid - 1)
+        self._header = header
+        self._file = file
+        self._pager = pager
+        self._metas: list[Meta | None] = [None, None]
+        self._metas[choice.slot] = meta
+        self._metas[1 - choice.slot] = choice.older
+        self._durable_slot = choice.durable if choice.durable is not None else choice.slot
+        self._durable_txid = int(meta.durable_txid)
+        self._written_txid = int(meta.txid)
+        self._clean = choice.clean
+        self._last_txid = max([int(found.txid) for found in choice.found if isinstance(found, Meta)])
+        self._capacity = file.size() // header.page_size
+        self._grew = self._unsynced = False
+        self._space: FreeSpace | None = None
+        self._catalogue_root = int(meta.catalogue_root)
+        self._dirty_tables: set[str] = set()
+        self._unwritten: set[int] = set()  # first page numbers of held pages of commits in memory
+        self._young: set[int] = set()  # pages of commits that no flush has seen yet
+        self._unpublished: list[_Commit] = []
+        self._undone: dict[int, OSError] = {}  # txid of a commit that a failed flush undid -> why
+        self._nonce = meta.nonce
+        snapshot = Snapshot(meta.txid, self._load_tables(pager, meta), meta.next_tree_id, pager)
+        self._tip = snapshot
+        self._published: Snapshot | None = snapshot
+        self._high_water = meta.high_water
+        if not self._read_only:
+            self._write_holder()
+
+    @staticmethod
+    def _choose(pager: Pager) -> Choice:
+        return choose(
+            read_metas(pager),
+            pager.file.size(),
+            pager.page_size,
+            lambda meta: verify_since(pager, meta, meta.durable_txid),
+        )
+
+    @staticmethod
+    def _load_tables(pager: Pager, meta: Meta) -> dict[str, TableInfo]:
+        tables: dict[str, TableInfo] = {}
+        if meta.catalogue_root:
+            for keys, values in btree.scan(pager, meta.catalogue_root, CATALOGUE_TREE, None, None):
+                for key, value in zip(keys, values, strict=True):
+                    try:
+                        name = key.decode()
+                    except UnicodeDecodeError as error:
+                        raise CorruptError(f"the catalogue holds a name that is not UTF-8: {error}") from None
+                    entry = decode_catalogue_entry(value, name)
+                    tables[name] = TableInfo(
+                        entry.tree_id,
+                        entry.root,
+                        entry.entry_count,
+                        key_codec(entry.key_shape, entry.key_codecs, name),
+                        value_codec(entry.value_codec, name),
+                    )
+        if len(tables) != meta.table_count:
+            raise CorruptError("the catalogue is incomplete", expected=meta.table_count, found=len(tables))
+        return tables
+
+    def _write_holder(self) -> None:
+        note = json.dumps(describe_process(time.time()))[:_HOLDER_SIZE].encode()[:_HOLDER_SIZE]
+        try:
+            self._file.write(HOLDER_PGNO * self._header.page_size, note.ljust(_HOLDER_SIZE, b"\0"))
+        except OSError as error:
+            _log.debug("%s: could not note who holds the file: %s", self._path, error)
+
+    # -- what users see --------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The path of the file, symbolic links followed; ":memory:" if there is none."""
+        return self._path
+
+    @property
+    def format_version(self) -> int:
+        """The format of the file."""
+        return self._header.format_version
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the database refuses changes."""
+        return self._read_only
+
+    def read(self) -> ReadTransaction:
+        """Begin to read the newest commit. Never waits.
+
+        returns  a ReadTransaction; close it, best with `with`
+        raises   ClosedError, PoisonedError
+        """
+        pins = self._pins
+        while True:
+            snapshot = self._published
+            if snapshot is None or self._failure is not None:
+                raise self._error()
+            transaction = ReadTransaction(self, snapshot)
+            pins[id(transaction)] = snapshot.txid
+            if self._published is snapshot:
+                return transaction
+            transaction.close()
+
+    def write(self, *, durability: str | None = None, timeout: float | None = None) -> WriteTransaction:
+        """Begin to change the database; waits until no other thread does.
+
+        durability  "sync", "os" or "none" for this commit; None: as the database was opened
+        timeout     seconds to wait, 0 or more; None: as long as it takes
+        returns     a WriteTransaction; it commits at the end of its `with` block
+        raises      BusyError; ReadOnlyError; ClosedError, PoisonedError; CorruptError if the map of
+                    free space is damaged (reading still works then)
+        """
+        if durability is not None:
+            _check_durability(durability)
+        self._check_usable()
+        if self._read_only:
+            raise ReadOnlyError(f"{self._path} was opened read-only")
+        if self._writer_thread == threading.get_ident():
+            raise BusyError("this thread has a write transaction open already; end it, or use a savepoint inside it")
+        if not self._writer.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise BusyError(f"another thread's write transaction did not end within {timeout:g} s")
+        try:
+            self._check_usable()
+            self._writer_thread = threading.get_ident()
+            with self._state:
+                space = self._loaded_space()
+                self._reclaim(space)
+                transaction = WriteTransaction(
+                    self,
+                    self._tip,
+                    Txid(self._last_txid + 1),
+                    int.from_bytes(random_bytes(2), "little"),
+                    durability or self._durability,
+                )
+                self._transaction = transaction
+            return transaction
+        except BaseException:
+            self._release_writer()
+            raise
+
+    def tables(self) -> list[str]:
+        """The names of all tables, in order."""
+        with self.read() as transaction:
+            return transaction.tables()
+
+    def flush(self) -> None:
+        """Make everything committed so far durable.
+
+        raises   OSError, PoisonedError, ClosedError
+        """
+        self._check_usable()
+        if not self._read_only:
+            self._flush(self._tip.txid, SYNC)
+
+    def stats(self) -> Stats:
+        """Numbers about the database. Cost: O(tables)."""
+        self._check_usable()
+        with self._state:
+            page_size = self._header.page_size
+            pins = list(self._pins.values())
+            space = self._space
+            published = self._published
+            assert published is not None
+            newest = max((meta for meta in self._metas if meta is not None), key=lambda meta: meta.txid)
+            free = newest.free_count if space is None else space.free_count
+            high_water = newest.high_water if space is None else space.high_water
+            pending = 0 if space is None else space.pending_count
+            retained = 0
+            if space is not None and pins:
+                retained = space.retained_by_readers(min(published.txid, self._horizon_of_metas()), min(pins))
+            return Stats(
+                page_size=page_size,
+                txid=published.txid,
+                durable_txid=self._durable_txid,
+                table_count=len(published.tables),
+                file_size=self._file.size(),
+                live_size=(high_water - free) * page_size,
+                free_size=(free - pending) * page_size,
+                pending_size=pending * page_size,
+                retained_size=retained * page_size,
+                cache_size=self._cache_size,
+                cached_size=self._pager.cached_size,
+                page_reads=self._pager.read_count,
+                commits=self._commit_count,
+                flushes=self._flush_count,
+                syncs=self._sync_count,
+                readers=len(pins),
+                oldest_reader_txid=min(pins, default=None),
+            )
+
+    def check(self, progress: Progress | None = None) -> Report:
+        """Verify the file: every page of the newest written commit, and of the one before it.
+
+        progress  called now and then with (pages looked at, pages in all)
+        returns   a report; damage is in it, not raised. Commits that are only in memory are not
+                  part of the file; `flush()` first to have them checked
+        cost      reads the whole file
+        """
+        self._check_usable()
+        with self._flush_lock, self._state:
+            newest = max(
+                (meta for meta in self._metas if meta is not None), key=lambda meta: (meta.txid, not meta.clean)
+            )
+            older = min((meta for meta in self._metas if meta is not None), key=lambda meta: (meta.txid, meta.clean))
+            pager = self._pager
+            token = object()
+            self._pins[id(token)] = older.txid
+        try:
+            return check_commit(pager, newest, older if older.txid != newest.txid else None, progress)
+        finally:
+            del self._pins[id(token)]
+
+    def backup(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Write the newest commit into a new file, compacted, while others go on reading and writing.
+
+        path       appears only when it is whole and synced
+        overwrite  replace what is at `path`; else FileExistsError
+        progress   called now and then with (entries written, entries in all)
+        raises     CorruptError if a page of the commit is damaged: the backup then does not appear
+        cost       reads all live pages; while it runs, their space cannot be used again
+        """
+        target = self._file_system.resolve(os.fspath(path))
+        if not overwrite and self._file_system.exists(target):
+            raise FileExistsError(
+                17, "the backup would replace a file; choose another name or pass overwrite=True", target
+            )
+        with self.read() as transaction:
+            snapshot = transaction._snapshot
+            file = self._write_copy(snapshot, target, progress)
+            try:
+                put_in_place(self._file_system, file, target, overwrite=overwrite)
+            except BaseException:
+                _remove_quietly(self._file_system, file.path)
+                raise
+            finally:
+                file.close()
+
+    def compact(self, progress: Progress | None = None) -> int:
+        """Rewrite the file without free space, and put the new one in its place.
+
+        Waits for the writer; open readers keep the old file until they end.
+
+        returns  bytes given back to the file system
+        raises   BusyError if this thread is writing; OSError: the old file stays in place and in use
+        cost     reads and writes all live pages
+        """
+        transaction = self.write()
+        try:
+            with self._flush_lock:
+                self._flush_locked(self._tip.txid, SYNC)
+                before = self._file.size()
+                if self._path == MEMORY:
+                    file: File = MemoryFile()
+                    write_copy(self._pager, self._tip.tables, self._tip.txid, self._tip.next_tree_id, file, progress)
+                else:
+                    file = self._write_copy(self._tip, self._path, progress)
+                    try:
+                        if not file.try_lock(exclusive=True):
+                            raise LockedError(f"{file.path}: locked by another process as soon as it was made")
+                        put_in_place(self._file_system, file, self._path, overwrite=True)
+                    except BaseException:
+                        if file.path != self._path:
+                            _remove_quietly(self._file_system, file.path)
+                        file.close()
+                        raise
+                self._switch(file)
+                return before - file.size()
+        finally:
+            if transaction._open:
+                transaction.abort()
+
+    def _switch(self, file: File) -> None:
+        """Go on with another file that holds the same commit."""
+        old = self._file
+        try:
+            with self._state:
+                self._attach(file)
+        except BaseException as error:
+            self._poison(error)
+            raise
+        if not self._pins:
+            old.close()  # else the last reader of the old file does
+
+    def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
+        file = self._file_system.create(temporary_name(target)) if target != MEMORY else MemoryFile()
+        try:
+            write_copy(snapshot.pager, snapshot.tables, snapshot.txid, snapshot.next_tree_id, file, progress)
+        except BaseException:
+            file.close()
+            _remove_quietly(self._file_system, file.path)
+            raise
+        return file
+
+    def close(self) -> None:
+        """Make everything durable, mark the file as cleanly closed, release it. May be called twice.
+
+        Waits for another thread's write transaction; aborts one of this thread. Open read
+        transactions fail from here on.
+
+        raises   OSError if the last commits could not be made durable; the file is released even so
+        """
+        if self._closed:
+            return
+        if self._forked:
+            self._closed = True
+            return
+        transaction = self._transaction
+        if transaction is not None and transaction._open and self._writer_thread == threading.get_ident():
+            transaction.abort()
+        with self._writer, self._flush_lock:
+            if self._closed:
+                return
+            try:
+                if self._failure is None and not self._read_only:
+                    self._flush_locked(self._tip.txid, SYNC, clean=True)
+            finally:
+                self._closed = True
+                self._failure = self._failure or ClosedError(f"the database {self._path} is closed; open it again")
+                self._published = None
+                self._pager.failure = f"the database {self._path} is closed"
+                self._pager.forget()
+                self._file.close()
+
+    def __enter__(self) -> Self:
+        self._check_usable()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "poisoned" if self._failure else f"txid {self._tip.txid}"
+        return f"<limpet.Database {self._path!r}, {state}>"
+
+    def forked(self) -> None:
+        """Called in a forked child: the file belongs to the parent."""
+        self._forked = True
+        message = f"the database {self._path} was opened before a fork; the child has to open its own"
+        self._failure = ClosedError(message)
+        self._published = None
+        self._pager.failure = message
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if self._failure is not None:
+            raise self._error()
+
+    def _error(self) -> LimpetError:
+        failure = self._failure
+        assert failure is not None
+        return type(failure)(*failure.args).with_traceback(None)
+
+    def _poison(self, cause: BaseException) -> None:
+        if self._failure is None:
+            self._failure = PoisonedError(
+                f"{self._path}: an earlier write or sync failed ({type(cause).__name__}: {cause}), so memory may not "
+                "agree with the disk. Close the database and open it again; every acknowledged commit is there"
+            )
+            self._published = None
+            _log.error("%s", self._failure)
+
+    def _release_writer(self) -> None:
+        self._transaction = None
+        self._writer_thread = None
+        self._writer.release()
+
+    def _loaded_space(self) -> FreeSpace:
+        """The free space, read from the file at the first write."""
+        if self._space is None:
+            meta = self._metas_newest()
+            page_size = self._header.page_size
+            bits, refs = load_map(meta.free_space_root, meta.high_water, page_size, self._pager.page)
+            space = FreeSpace(page_size, meta.high_water, bits, refs, self._reserve)
+            if space.free_count != meta.free_count:
+                raise CorruptError(
+                    "the map of free space does not add up; the database can still be read",
+                    expected=meta.free_count,
+                    found=space.free_count,
+                )
+            older = [
+                other for other in self._metas if other is not None and other is not meta and other.txid != meta.txid
+            ]
+            needed = None
+            if older:
+                other_bits, _ = load_map(older[0].free_space_root, older[0].high_water, page_size, self._pager.page)
+                for pgno in range(older[0].high_water, meta.high_water):  # the older commit has never used those
+                    byte = pgno >> 3
+                    if byte >= len(other_bits):
+                        break
+                    other_bits[byte] |= 1 << (pgno & 7)
+                needed = bytes(other_bits)
+            space.set_pending(meta.txid, needed)
+            self._space = space
+        return self._space
+
+    def _metas_newest(self) -> Meta:
+        return max((meta for meta in self._metas if meta is not None), key=lambda meta: meta.txid)
+
+    def _horizon_of_metas(self) -> int:
+        return min(int(meta.txid) for meta in self._metas if meta is not None)
+
+    def _reclaim(self, space: FreeSpace) -> None:
+        published = self._published
+        assert published is not None
+        readers = min([published.txid, *list(self._pins.values())])
+        self._pager.release(space.reclaim(min(readers, self._horizon_of_metas()), readers))
+
+    def _reserve(self, high_water: int) -> None:
+        """Make the file long enough for `high_water` pages, by real space."""
+        if high_water <= self._capacity:
+            return
+        page_size = self._header.page_size
+        needed = high_water * page_size
+        size = self._capacity * page_size
+        step = max(_MIN_GROWTH, min(_MAX_GROWTH, size // _GROWTH_SHARE))
+        generous = max(needed, -(-(size + step) // page_size) * page_size)
+        try:
+            self._file.grow(generous)
+            grown = generous
+        except OSError:
+            if generous == needed:
+                raise
+            self._file.grow(needed)
+            grown = needed
+        self._capacity = grown // page_size
+        self._grew = True
+
+    # -- what transactions ask for ---------------------------------------------------------------
+
+    def _allocate(self, count: int) -> list[int]:
+        with self._state:
+            # Behind the tree's pages, the catalogue's and the map's will want a place in the same run.
+            return self._loaded_space().allocate(count, slack=3)
+
+    def _allocate_run(self, count: int) -> range:
+        with self._state:
+            return self._loaded_space().allocate_run(count)
+
+    def _give_back(self, pgnos: Iterable[int]) -> None:
+        with self._state:
+            self._loaded_space().give_back(pgnos)
+
+    def _abort(self, transaction: WriteTransaction) -> None:
+        if self._forked:
+            transaction._end()
+            return
+        try:
+            with self._state:
+                for allocated in transaction._allocated:
+                    self._pager.release(allocated)
+                    if self._space is not None:
+                        self._space.give_back(allocated)
+                if transaction._spilled:
+                    self._unsynced = True
+                    self._last_txid = max(self._last_txid, transaction.txid)
+        finally:
+            transaction._end()
+            if self._transaction is transaction:
+                self._release_writer()
+
+    def _commit(self, transaction: WriteTransaction) -> None:
+        try:
+            self._check_usable()
+            if transaction._savepoints:
+                raise RuntimeError("a savepoint is still open; leave its `with` block before the commit")
+            if transaction._base is not self._tip:
+                raise OSError(
+                    5,
+                    "an earlier commit, on which this transaction was built, could not be written; try again",
+                    self._path,
+                )
+            transaction._apply_all()
+            tables = self._tables_after(transaction)
+        except BaseException:
+            self._abort(transaction)
+            raise
+        if tables is None:
+            self._abort(transaction)  # a transaction that changed nothing commits nothing
+            return
+        durability = transaction._durability
+        txid = transaction.txid
+        try:
+            with self._state:
+                self._advance(transaction, tables)
+        except BaseException as error:
+            self._poison(error)  # the books may be half changed; the disk is not
+            raise
+        finally:
+            transaction._end()
+            self._release_writer()
+        if durability == NONE and self._publish_unflushed(txid):
+            return
+        self._flush(txid, OS if durability == NONE else durability)
+
+    def _tables_after(self, transaction: WriteTransaction) -> dict[str, TableInfo] | None:
+        """The tables of the new snapshot, or None if nothing has changed."""
+        base = self._tip.tables
+        tables: dict[str, TableInfo] | None = None
+        for name, tree in transaction._trees.items():
+            if not tree.changed:
+                continue
+            info = None
+            if tree.codecs is not None:
+                info = TableInfo(tree.tree_id, tree.root, tree.count, *tree.codecs)
+            if info != base.get(name):
+                if tables is None:
+                    tables = dict(base)
+                if info is None:
+                    del tables[name]
+                else:
+                    tables[name] = info
+                self._dirty_tables.add(name)
+        return tables
+
+    def _advance(self, transaction: WriteTransaction, tables: dict[str, TableInfo]) -> None:
+        """Make a transaction's result the tip. In memory only."""
+        space = self._loaded_space()
+        txid = Txid(transaction.txid)
+        allocated = transaction._allocated[0]
+        own = allocated.intersection(transaction._freed)
+        if own:
+            allocated -= own
+            transaction._pages -= own
+            self._pager.release(own)
+            space.give_back(own)
+        freed = [pgno for pgno in transaction._freed if pgno not in own]
+        young = [pgno for pgno in freed if pgno in self._young]
+        if young:
+            freed = [pgno for pgno in freed if pgno not in self._young]
+        pending = space.commit(txid, allocated, freed, young)
+        superseded = [pgno for pgno in young if pgno in self._unwritten]
+        superseded += [pgno for pgno in freed if pgno in self._unwritten]
+        self._unwritten.difference_update(superseded)
+        self._unwritten |= transaction._pages
+        self._unsynced = self._unsynced or transaction._spilled
+        self._young.difference_update(young)
+        self._young |= allocated
+        self._nonce = transaction._stamp >> 48
+        self._last_txid = txid
+        snapshot = Snapshot(txid, tables, transaction._next_tree_id, self._pager)
+        self._unpublished.append(
+            _Commit(snapshot, transaction._durability, list(allocated), transaction._pages, superseded, pending)
+        )
+        self._tip = snapshot
+        self._commit_count += 1
+
+    def _publish_unflushed(self, txid: int) -> bool:
+        """Show a `none` commit to readers, unless it has to wait for a stronger one, or too much waits in memory."""
+        with self._state:
+            if len(self._unpublished) != 1 or self._unpublished[0].snapshot.txid != txid or self._failure is not None:
+                return False
+            if len(self._unwritten) * self._header.page_size > self._overlay_limit:
+                return False
+            self._published = self._unpublished.pop().snapshot
+            return True
+
+    # -- flushing --------------------------------------------------------------------------------
+
+    def _flush(self, txid: int, durability: str) -> None:
+        """Return when commit `txid` is as durable as asked for; one flush serves all who wait."""
+        with self._flush_lock:
+            self._flush_locked(txid, durability)
+
+    def _flush_locked(self, txid: int, durability: str, *, clean: bool = False) -> None:
+        undone = self._undone.pop(txid, None)
+        if undone is not None:
+            raise undone
+        self._check_usable()
+        reached = self._durable_txid if durability == SYNC else self._written_txid
+        if reached >= txid and not (clean and self._flush_count and not self._clean):
+            return
+        work = _Flush()
+        try:
+            with self._state:
+                meta = self._prepare(work, durability == SYNC, clean)
+            self._pager.write(work.pages)
+        except BaseException as error:
+            self._undo_flush(work, error)
+            self._undone.pop(txid, None)
+            raise
+        try:
+            if meta.is_durable and work.unsynced:
+                if work.grew:
+                    self._file.sync_all()
+                else:
+                    self._file.sync()
+                self._sync_count += 1
+            slot = 1 - self._durable_slot
+            data = encode_meta(meta, META_PGNOS[slot], self._pager.checksum, self._pager.seed)
+            self._file.write(META_PGNOS[slot] * self._header.page_size, data)
+            if meta.is_durable:
+                self._file.sync()
+                self._sync_count += 1
+            with self._state:
+                self._finish_flush(work, meta, slot)
+        except BaseException as error:
+            self._poison(error)
+            raise
+
+    def _prepare(self, work: _Flush, sync: bool, clean: bool) -> Meta:
+        """Collect what has to be written to make the tip the newest commit of the file."""
+        space = self._loaded_space()
+        tip = work.tip = self._tip
+        sync = sync or any(commit.durability == SYNC for commit in self._unpublished)
+        sync = sync or space.old_pending_count * _MAX_PENDING_SHARE > space.high_water + 1024
+        work.unwritten, self._unwritten = self._unwritten, set()
+        work.dirty_tables, self._dirty_tables = self._dirty_tables, set()
+        work.unsynced, work.grew = self._unsynced or bool(work.unwritten), self._grew
+        if sync:
+            self._unsynced = self._grew = False
+        self._young = set()  # from here on, the pages of the tip may be on disk
+        work.pages.update((pgno, self._pager.held[pgno]) for pgno in work.unwritten)
+        work.catalogue_root = self._write_catalogue(work, space)
+        map_root = self._write_map(work, space)
+        work.unsynced = work.unsynced or bool(work.pages)
+        return Meta(
+            txid=tip.txid,
+            nonce=self._nonce,
+            durable_txid=tip.txid if sync else Txid(self._durable_txid),
+            catalogue_root=Ref(work.catalogue_root),
+            free_space_root=map_root,
+            high_water=space.high_water,
+            free_count=space.free_count,
+            table_count=len(tip.tables),
+            next_tree_id=tip.next_tree_id,
+            commit_us=now_us(),
+            clean=clean and sync,
+        )
+
+    def _write_catalogue(self, work: _Flush, space: FreeSpace) -> int:
+        """Bring the catalogue up to the tip; returns its root."""
+        tip, pager = work.tip, self._pager
+        assert tip is not None
+        changes: btree.Changes = {}
+        for name in work.dirty_tables:
+            info = tip.tables.get(name)
+            key = name.encode()
+            if info is not None:
+                shape, codecs = describe_key(info.key)
+                changes[key] = encode_catalogue_entry(
+                    CatalogueEntry(Ref(info.root), info.entry_count, info.tree_id, info.value.number, shape, codecs)
+                )
+            elif self._catalogue_root and btree.get(pager, self._catalogue_root, CATALOGUE_TREE, key) is not None:
+                changes[key] = None
+        if not changes:
+            return self._catalogue_root
+        edit = btree.apply(lambda ref: pager.node(ref, CATALOGUE_TREE), pager.page_size, self._catalogue_root, changes)
+        pgnos = self._take(work, space, edit.drafts, slack=2)
+        root, pages = btree.seal(pager, edit, CATALOGUE_TREE, make_stamp(tip.txid, self._nonce), pgnos)
+        work.pages.update(pages)
+        for ref in edit.freed:
+            self._drop(work, space, ref_pgno(ref))
+        return root
+
+    def _write_map(self, work: _Flush, space: FreeSpace) -> Ref:
+        """Bring the map of free space up to date, this flush's own pages included; returns its root."""
+        tip = work.tip
+        assert tip is not None
+        if space.map_is_dirty:
+            planned = space.plan_map(
+                lambda count: self._take(work, space, count, slack=0), lambda pgno: self._drop(work, space, pgno)
+            )
+            pages, refs = space.encode_map(planned, make_stamp(tip.txid, self._nonce), self._pager.seal)
+            work.pages.update(pages)
+            work.map_before = space.install_map(refs)
+        work.pending = space.add_pending(tip.txid, work.freed)
+        work.freed = []
+        return space.map_root()
+
+    @staticmethod
+    def _take(work: _Flush, space: FreeSpace, count: int, slack: int) -> list[int]:
+        pgnos = space.allocate(count, slack)
+        work.taken.extend(pgnos)
+        space.mark_used(pgnos)
+        return pgnos
+
+    @staticmethod
+    def _drop(work: _Flush, space: FreeSpace, pgno: int) -> None:
+        space.mark_free((pgno,))
+        work.freed.append(pgno)
+
+    def _finish_flush(self, work: _Flush, meta: Meta, slot: int) -> None:
+        """The meta is in the file: let readers see the commit."""
+        assert work.tip is not None
+        self._metas[slot] = meta
+        self._written_txid = meta.txid
+        if meta.is_durable:
+            self._durable_slot = slot
+            self._durable_txid = meta.txid
+        self._clean = meta.clean
+        self._catalogue_root = work.catalogue_root
+        self._flush_count += 1
+        self._published = work.tip
+        self._unpublished = [commit for commit in self._unpublished if commit.snapshot.txid > meta.txid]
+        self._pager.release(work.unwritten)
+
+    def _undo_flush(self, work: _Flush, cause: BaseException) -> None:
+        """Writing failed before anything could be believed: forget all commits that nobody has seen."""
+        try:
+            with self._state:
+                space = self._loaded_space()
+                published = self._published
+                assert published is not None
+                error = (
+                    cause
+                    if isinstance(cause, OSError)
+                    else OSError(5, f"the flush was interrupted: {cause!r}", self._path)
+                )
+                unwritten = work.unwritten | self._unwritten
+                for commit in reversed(self._unpublished):
+                    space.undo(commit.allocated, commit.pending)
+                    unwritten -= commit.pages
+                    unwritten.update(commit.superseded)
+                    self._pager.release(commit.pages)
+                    self._undone[commit.snapshot.txid] = error
+                for commit in self._unpublished:
+                    unwritten -= commit.pages
+                if work.map_before is not None:
+                    space.restore_map(work.map_before)
+                space.undo(work.taken, work.pending)
+                space.mark_used(work.freed)
+                self._unwritten = unwritten
+                self._dirty_tables |= work.dirty_tables
+                self._unsynced = True
+                self._grew = True
+                self._unpublished = []
+                self._tip = published
+        except BaseException as error:
+            self._poison(error)
+            raise
+
+
+class _Flush:
+    """What one flush does, and what is needed to undo it."""
+
+    def __init__(self) -> None:
+        self.tip: Snapshot | None = None
+        self.pages: dict[int, bytes] = {}  # everything to be written
+        self.unwritten: set[int] = set()  # of these, the pages of commits in memory
+        self.dirty_tables: set[str] = set()
+        self.taken: list[int] = []  # pages for the catalogue and the map
+        self.freed: list[int] = []  # their old pages, before they are pending
+        self.pending: list[Pending] = []
+        self.map_before: MapBefore | None = None
+        self.catalogue_root = 0
+        self.unsynced = False
+        self.grew = False
+
+
+def _check_durability(durability: str) -> None:
+    if durability not in DURABILITIES:
+        raise ValueError(f"durability has to be one of {', '.join(map(repr, DURABILITIES))}, not {durability!r}")
+
+
+def _checked_int(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} takes an int, not {type(value).__name__}")
+    return value

@@ -1,0 +1,523 @@
+"""File format 1. Every byte of the file is described here and in FORMAT.md, nowhere else.
+
+A file is a sequence of pages of one size. All integers are little-endian and unsigned.
+
+    page 0        header    written once, when the file is created, and never again
+    pages 1, 2    metas     each names a whole commit; they take turns
+    page 3        holder    who has the file open, as JSON text; advisory, trusted by nothing
+    pages 4 ..    nodes     branch, leaf, overflow and free-space pages
+
+    header  OFFSET  SIZE  FIELD
+                 0     8  magic                  not text: newline conversion breaks it (after PNG)
+                 8     4  format_version         magic and version keep their place for ever
+                12     4  page_size              bytes; a power of two, 512 to 65536
+                16     4  checksum_kind          1 CRC-32C, 2 CRC-32; used by all pages but this
+                20     4  features_incompatible  an unknown bit: refuse the file
+                24     4  features_read_only     an unknown bit: open read-only
+                28    16  file_id                random; its checksum seeds all other checksums
+                44     8  created_us             microseconds since 1970, UTC
+                52     4  checksum               CRC-32 of bytes 0 to 51, not seeded
+
+    meta    OFFSET  SIZE  FIELD
+                 0     4  checksum               of bytes 4 to 95, seeded
+                 4     4  flags                  bit 0: written by a clean close
+                 8     8  stamp                  txid + nonce << 48
+                16     8  durable_txid           the newest commit known to be on stable storage
+                24     8  catalogue_root         reference of the tree of tables; 0: no tables
+                32     8  free_space_root        reference of the free-space map; 0: nothing free
+                40     8  high_water             first page number never used
+                48     8  free_count             pages marked in the free-space map
+                56     4  table_count
+                60     4  next_tree_id
+                64     8  commit_us              microseconds since 1970, UTC
+                72     4  slot                   own page number, 1 or 2
+                76    20  zero
+
+    page    OFFSET  SIZE  FIELD
+                 0     4  checksum               of the page from byte 4 on (overflow: of the run)
+                 4     1  kind                   1 leaf, 2 branch, 3 overflow, 4 free space
+                 5     1  level                  0 at the leaves and bitmaps
+                 6     2  count                  leaf: entries; branch, free space > 0: children
+                 8     4  pgno                   own page number
+                12     4  tree_id                0 catalogue, 1 free space, tables from 2
+                16     8  stamp                  of the commit that wrote the page
+
+    leaf        24     2  overflow_count
+                26    2n  key_ends               offset in the page of the byte after each key
+              26+2n   2n  value_ends             the same for the values
+              26+4n   2m  overflow_indexes       ascending; the values stored as overflow records
+                 ..       keys, then values      without gaps, in key order
+
+    branch      24  2n-2  key_ends               n children are divided by n - 1 separators
+              22+2n   8n  children               references
+             22+10n       separators             child i holds the keys k with
+                                                 separator[i-1] <= k < separator[i]
+
+    overflow    24     s  value                  a run of contiguous pages, one page header at its
+                                                 head, zeros behind the value
+
+    free space  24        level 0: a bitmap, bit b of byte i stands for page 8*i + b of the range;
+                          1: free. Level 1 and up: references, 0 for a range without free pages
+
+    A reference is 8 bytes: page number + checksum << 32. The checksum is the one the page
+    carries, so a reference pins the content of all pages below it.
+
+    overflow record (12 bytes, in a leaf in place of the value)
+                 0     4  value_size             bytes
+                 4     8  reference              of the first page of the run
+
+    catalogue entry: the key is the table's name in UTF-8, the value
+                 0     8  root                   reference of the table's tree; 0: empty
+                 8     8  entry_count
+                16     4  tree_id
+                20     1  value_codec            see codecs.py
+                21     1  key_shape              0: a single codec; n: a tuple of n codecs
+                22     n  key_codecs             one byte each, at least one
+
+Invariant: each page in [4, high_water) is exactly one of: reached once from the meta, or marked
+free in its free-space map.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import NewType
+
+from .checksum import KIND_NAMES, Buffer, ChecksumFunction
+from .errors import CorruptError, FormatError, UpgradeRequiredError
+
+Pgno = NewType("Pgno", int)
+Txid = NewType("Txid", int)
+Ref = NewType("Ref", int)  # pgno + checksum << 32; 0 is "nothing"
+
+MAGIC = b"\x89LMPT\r\n\x1a"
+FORMAT_VERSION = 1
+MIN_PAGE_SIZE = 512
+MAX_PAGE_SIZE = 65536
+DEFAULT_PAGE_SIZE = 4096
+MAX_PAGES = 1 << 32  # page numbers are 32-bit: 16 TiB of 4 KiB pages
+MAX_VALUE_SIZE = (1 << 32) - 1
+MAX_LEVEL = 40  # far above any real tree: a page has at least four children
+KNOWN_INCOMPATIBLE = 0
+KNOWN_READ_ONLY = 0
+
+HEADER_PGNO = Pgno(0)
+META_PGNOS = (Pgno(1), Pgno(2))
+HOLDER_PGNO = Pgno(3)
+FIRST_NODE_PGNO = Pgno(4)
+
+LEAF = 1
+BRANCH = 2
+OVERFLOW = 3
+FREE_SPACE = 4
+PAGE_KIND_NAMES = {LEAF: "leaf", BRANCH: "branch", OVERFLOW: "overflow", FREE_SPACE: "free-space"}
+
+CATALOGUE_TREE = 0
+FREE_SPACE_TREE = 1
+FIRST_TABLE_TREE = 2
+
+FLAG_CLEAN = 1
+
+HEADER = struct.Struct("<8s5I16sQI")
+META = struct.Struct("<IIQQQQQQIIQI20x")
+PAGE = struct.Struct("<IBBHIIQ")
+PAGE_AFTER_CHECKSUM = struct.Struct("<BBHIIQ")
+CHECKSUM = struct.Struct("<I")
+LEAF_OVERFLOW_COUNT = struct.Struct("<H")
+OVERFLOW_RECORD = struct.Struct("<IQ")
+CATALOGUE_ENTRY = struct.Struct("<QQIBB")
+
+HEADER_SIZE = HEADER.size
+META_SIZE = META.size
+PAGE_HEADER_SIZE = PAGE.size
+LEAF_ARRAYS_AT = PAGE_HEADER_SIZE + LEAF_OVERFLOW_COUNT.size
+REF_SIZE = 8
+END_SIZE = 2
+
+HEADER_FIELDS = (
+    ("magic", 8),
+    ("format_version", 4),
+    ("page_size", 4),
+    ("checksum_kind", 4),
+    ("features_incompatible", 4),
+    ("features_read_only", 4),
+    ("file_id", 16),
+    ("created_us", 8),
+    ("checksum", 4),
+)
+META_FIELDS = (
+    ("checksum", 4),
+    ("flags", 4),
+    ("stamp", 8),
+    ("durable_txid", 8),
+    ("catalogue_root", 8),
+    ("free_space_root", 8),
+    ("high_water", 8),
+    ("free_count", 8),
+    ("table_count", 4),
+    ("next_tree_id", 4),
+    ("commit_us", 8),
+    ("slot", 4),
+)
+PAGE_FIELDS = (
+    ("checksum", 4),
+    ("kind", 1),
+    ("level", 1),
+    ("count", 2),
+    ("pgno", 4),
+    ("tree_id", 4),
+    ("stamp", 8),
+)
+
+_TXID_BITS = 48
+_TXID_MASK = (1 << _TXID_BITS) - 1
+_PGNO_MASK = (1 << 32) - 1
+
+
+def make_ref(pgno: int, checksum: int) -> Ref:
+    """A reference to the page `pgno` whose content has `checksum`."""
+    return Ref(pgno | checksum << 32)
+
+
+def ref_pgno(ref: int) -> Pgno:
+    """The page number in a reference."""
+    return Pgno(ref & _PGNO_MASK)
+
+
+def ref_checksum(ref: int) -> int:
+    """The checksum in a reference."""
+    return ref >> 32
+
+
+def make_stamp(txid: int, nonce: int) -> int:
+    """The number that marks all pages of one attempt at one commit."""
+    return txid | nonce << _TXID_BITS
+
+
+def stamp_txid(stamp: int) -> Txid:
+    """The txid in a stamp."""
+    return Txid(stamp & _TXID_MASK)
+
+
+def stamp_nonce(stamp: int) -> int:
+    """The 16 random bits in a stamp; they tell two attempts at one txid apart."""
+    return stamp >> _TXID_BITS
+
+
+# -- limits that follow from the page size -------------------------------------------------------
+
+
+def page_capacity(page_size: int) -> int:
+    """Bytes of a leaf or branch that can be used: ends are 16-bit, so the last byte of 64 KiB is not."""
+    return min(page_size, 0xFFFF)
+
+
+def max_key_size(page_size: int) -> int:
+    """The largest encoded key in bytes: a quarter page, so that a branch has at least four children."""
+    return page_size // 4
+
+
+def max_inline_entry(page_size: int) -> int:
+    """Key plus value in bytes beyond which the value goes to overflow pages: half a leaf."""
+    return (page_capacity(page_size) - LEAF_ARRAYS_AT) // 2 - 2 * END_SIZE
+
+
+def overflow_page_count(value_size: int, page_size: int) -> int:
+    """Pages in the run that holds a value of `value_size` bytes."""
+    return -(-(PAGE_HEADER_SIZE + value_size) // page_size)
+
+
+def bitmap_bits(page_size: int) -> int:
+    """Pages covered by one bitmap page."""
+    return (page_size - PAGE_HEADER_SIZE) * 8
+
+
+def map_fanout(page_size: int) -> int:
+    """References in one inner page of the free-space map."""
+    return (page_size - PAGE_HEADER_SIZE) // REF_SIZE
+
+
+def map_height(high_water: int, page_size: int) -> int:
+    """The level of the root of the free-space map: just enough to cover `high_water` pages."""
+    height, covered = 0, bitmap_bits(page_size)
+    while covered < high_water:
+        height += 1
+        covered *= map_fanout(page_size)
+    return height
+
+
+# -- header --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The identity of a file: page 0, decoded."""
+
+    page_size: int
+    checksum_kind: int
+    file_id: bytes
+    created_us: int
+    format_version: int = FORMAT_VERSION
+    features_incompatible: int = 0
+    features_read_only: int = 0
+
+
+def encode_header(header: Header) -> bytes:
+    """The bytes at the head of page 0."""
+    body = HEADER.pack(
+        MAGIC,
+        header.format_version,
+        header.page_size,
+        header.checksum_kind,
+        header.features_incompatible,
+        header.features_read_only,
+        header.file_id,
+        header.created_us,
+        0,
+    )[: -CHECKSUM.size]
+    return body + CHECKSUM.pack(zlib.crc32(body))
+
+
+def decode_header(data: bytes, path: str) -> Header:
+    """Decode and verify page 0.
+
+    data     the first HEADER_SIZE bytes of the file, or fewer if it is shorter
+    path     for the messages
+    raises   FormatError: not ours, damaged, or newer; UpgradeRequiredError: older
+    """
+    if not data:
+        raise FormatError(
+            f"{path}: the file is empty; a Limpet file never is, so this may be somebody's lost data. "
+            "Move it away to start afresh"
+        )
+    if data[: len(MAGIC)] != MAGIC:
+        raise FormatError(
+            f"{path}: not a Limpet file (expected it to begin with {MAGIC!r}, found {data[: len(MAGIC)]!r})"
+        )
+    if len(data) < 12:
+        raise FormatError(f"{path}: the header is cut off after {len(data)} of {HEADER_SIZE} bytes")
+    version = int.from_bytes(data[8:12], "little")
+    if version > FORMAT_VERSION:
+        # A flipped bit in the version would read as a future format: trust it only if its checksum holds,
+        # or the header is laid out in a way that we cannot know.
+        raise FormatError(
+            f"{path}: the file has format {version}, this code reads up to format {FORMAT_VERSION}; upgrade limpet"
+        )
+    if len(data) < HEADER_SIZE:
+        raise FormatError(f"{path}: the header is cut off after {len(data)} of {HEADER_SIZE} bytes")
+    (_, version, page_size, kind, incompatible, read_only, file_id, created_us, checksum) = HEADER.unpack(
+        data[:HEADER_SIZE]
+    )
+    found = zlib.crc32(data[: HEADER_SIZE - CHECKSUM.size])
+    if found != checksum:
+        raise FormatError(
+            f"{path}: the header is damaged (expected checksum {checksum:#010x}, found {found:#010x}); "
+            "restore a backup, or look at the pages with `limpet pages`"
+        )
+    if version < FORMAT_VERSION:
+        raise UpgradeRequiredError(
+            f"{path}: the file has format {version}, this code writes format {FORMAT_VERSION}; "
+            "run `limpet upgrade` or limpet.upgrade(path)"
+        )
+    if not valid_page_size(page_size):
+        raise FormatError(f"{path}: page size {page_size} is not a power of two from 512 to 65536")
+    if kind not in KIND_NAMES:
+        raise FormatError(f"{path}: unknown checksum kind {kind} (known: {sorted(KIND_NAMES)}); upgrade limpet")
+    if incompatible & ~KNOWN_INCOMPATIBLE:
+        raise FormatError(f"{path}: needs features {incompatible:#x} that this code does not have; upgrade limpet")
+    return Header(page_size, kind, file_id, created_us, version, incompatible, read_only)
+
+
+def valid_page_size(page_size: int) -> bool:
+    """Whether a page may have this many bytes."""
+    return MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE and page_size & (page_size - 1) == 0
+
+
+# -- metas ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """One commit, as a meta page records it."""
+
+    txid: Txid
+    nonce: int
+    durable_txid: Txid
+    catalogue_root: Ref
+    free_space_root: Ref
+    high_water: int
+    free_count: int
+    table_count: int
+    next_tree_id: int
+    commit_us: int
+    clean: bool = False
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the commit was on stable storage before this meta was written."""
+        return self.durable_txid == self.txid
+
+
+def encode_meta(meta: Meta, slot: Pgno, checksum: ChecksumFunction, seed: int) -> bytes:
+    """The META_SIZE bytes of a meta for page `slot`; within one sector whatever the page size."""
+    body = META.pack(
+        0,
+        FLAG_CLEAN if meta.clean else 0,
+        make_stamp(meta.txid, meta.nonce),
+        meta.durable_txid,
+        meta.catalogue_root,
+        meta.free_space_root,
+        meta.high_water,
+        meta.free_count,
+        meta.table_count,
+        meta.next_tree_id,
+        meta.commit_us,
+        slot,
+    )[CHECKSUM.size :]
+    return CHECKSUM.pack(checksum(body, seed)) + body
+
+
+def decode_meta(data: bytes, slot: Pgno, page_size: int, checksum: ChecksumFunction, seed: int) -> Meta:
+    """Decode and verify a meta.
+
+    data     META_SIZE bytes from the head of page `slot`
+    raises   CorruptError with what is wrong; a torn write is no rare sight here
+    """
+    offset = slot * page_size
+    if len(data) < META_SIZE:
+        raise CorruptError(
+            "the meta is cut off", pgno=slot, offset=offset, expected=f"{META_SIZE} bytes", found=f"{len(data)} bytes"
+        )
+    data = data[:META_SIZE]
+    (
+        stored,
+        flags,
+        stamp,
+        durable,
+        catalogue,
+        free_space,
+        high_water,
+        free_count,
+        table_count,
+        next_tree,
+        when,
+        own,
+    ) = META.unpack(data)
+    found = checksum(data[CHECKSUM.size :], seed)
+    if found != stored:
+        what = "the meta is empty" if not any(data) else "the checksum of the meta does not match"
+        raise CorruptError(what, pgno=slot, offset=offset, expected=stored, found=found)
+    if own != slot:
+        raise CorruptError("the meta belongs to another page", pgno=slot, offset=offset, expected=int(slot), found=own)
+    if not FIRST_NODE_PGNO <= high_water <= MAX_PAGES or durable > stamp_txid(stamp) or free_count > high_water:
+        raise CorruptError(
+            f"the meta has impossible fields: high water {high_water}, free {free_count}, "
+            f"txid {stamp_txid(stamp)}, durable txid {durable}",
+            pgno=slot,
+            offset=offset,
+        )
+    return Meta(
+        stamp_txid(stamp),
+        stamp_nonce(stamp),
+        Txid(durable),
+        Ref(catalogue),
+        Ref(free_space),
+        high_water,
+        free_count,
+        table_count,
+        next_tree,
+        when,
+        bool(flags & FLAG_CLEAN),
+    )
+
+
+# -- page header ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PageHeader:
+    """The 24 bytes at the head of every page from page 4 on, decoded and not verified."""
+
+    checksum: int
+    kind: int
+    level: int
+    count: int
+    pgno: Pgno
+    tree_id: int
+    stamp: int
+
+    @property
+    def txid(self) -> Txid:
+        """The commit that wrote the page."""
+        return stamp_txid(self.stamp)
+
+
+def decode_page_header(page: bytes) -> PageHeader:
+    """Decode the header of a page of at least PAGE_HEADER_SIZE bytes; the caller verifies it."""
+    checksum, kind, level, count, pgno, tree_id, stamp = PAGE.unpack_from(page)
+    return PageHeader(checksum, kind, level, count, Pgno(pgno), tree_id, stamp)
+
+
+def seal_page(body: bytes, pgno: int, checksum: ChecksumFunction, seed: int) -> tuple[Ref, bytes]:
+    """Put the checksum before a page's other bytes.
+
+    body     the page (or overflow run) from byte 4 on
+    returns  (reference, page)
+    """
+    value = checksum(body, seed)
+    return Ref(pgno | value << 32), CHECKSUM.pack(value) + body
+
+
+def page_checksum(page: Buffer, checksum: ChecksumFunction, seed: int) -> int:
+    """What the checksum field of this page should be."""
+    return checksum(memoryview(page)[CHECKSUM.size :], seed)
+
+
+# -- catalogue entries ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """What the catalogue records of one table."""
+
+    root: Ref
+    entry_count: int
+    tree_id: int
+    value_codec: int
+    key_shape: int  # 0: a single codec, n: a tuple of n
+    key_codecs: bytes
+
+
+def encode_catalogue_entry(entry: CatalogueEntry) -> bytes:
+    """The value of the catalogue's tree for one table."""
+    return (
+        CATALOGUE_ENTRY.pack(entry.root, entry.entry_count, entry.tree_id, entry.value_codec, entry.key_shape)
+        + entry.key_codecs
+    )
+
+
+def decode_catalogue_entry(data: bytes, name: str) -> CatalogueEntry:
+    """Decode one value of the catalogue's tree.
+
+    raises   CorruptError: too short, or lengths that disagree
+    """
+    if len(data) < CATALOGUE_ENTRY.size:
+        raise CorruptError(
+            "the catalogue entry is too short", table=name, expected=f">= {CATALOGUE_ENTRY.size}", found=len(data)
+        )
+    root, entry_count, tree_id, value_codec, key_shape = CATALOGUE_ENTRY.unpack_from(data)
+    key_codecs = data[CATALOGUE_ENTRY.size :]
+    if len(key_codecs) != max(1, key_shape):
+        raise CorruptError(
+            "the catalogue entry has a wrong number of key codecs",
+            table=name,
+            expected=max(1, key_shape),
+            found=len(key_codecs),
+        )
+    if tree_id < FIRST_TABLE_TREE:
+        raise CorruptError(
+            "the catalogue entry has a reserved tree id", table=name, expected=f">= {FIRST_TABLE_TREE}", found=tree_id
+        )
+    return CatalogueEntry(Ref(root), entry_count, tree_id, value_codec, key_shape, key_codecs)

@@ -1,0 +1,344 @@
+"""Tables: what a transaction gives for a name. A mapping from typed keys to typed values, in key order.
+
+A `Table` is a definition, made once at import time. A `TableView` is the table in one transaction;
+it encodes and decodes, and leaves the rest to the tree below it.
+
+Iteration is lazy and runs a leaf at a time. In a write transaction it is defined while the table
+changes: it goes on from the next key in order, wherever that then is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, MutableMapping, ValuesView
+from typing import Any
+
+from .codecs import BYTES, STR, Codec, KeyCodec, check_key_codec, describe, key_functions, mismatch
+from .errors import ClosedError, CorruptError, LimitError
+from .format import MAX_VALUE_SIZE
+from .node import Overflow
+from .overlay import ENDED, Tree, named
+
+
+class Table:
+    """The definition of a table: its name and its codecs.
+
+    name     text, not empty; its UTF-8 must fit into a key (a quarter page, 1024 bytes by default)
+    key      a codec, or a tuple of codecs for keys that are tuples; not JSON
+    value    a codec
+    raises   TypeError, ValueError
+    """
+
+    __slots__ = ("decode_key", "decode_value", "encode_bound", "encode_key", "encode_value", "key", "name", "value")
+
+    def __init__(self, name: str, key: KeyCodec = BYTES, value: Codec = BYTES) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a table is a str, not {type(name).__name__}")
+        if not name:
+            raise ValueError("the name of a table cannot be empty")
+        name.encode()  # a lone surrogate is a ValueError here rather than at the first use
+        if not isinstance(value, Codec):
+            raise TypeError(f"{value!r} is not a codec")
+        self.name = name
+        self.key: KeyCodec = check_key_codec(key)
+        self.value = value
+        self.encode_key, self.encode_bound, self.decode_key = key_functions(self.key)
+        self.encode_value, self.decode_value = value.encode_value, value.decode_value
+
+    @property
+    def codecs(self) -> tuple[KeyCodec, Codec]:
+        """(key codec, value codec), as the catalogue records them."""
+        return self.key, self.value
+
+    def __repr__(self) -> str:
+        return f"Table({self.name!r}, key={describe(self.key)}, value={self.value.name})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and (self.name, self.codecs) == (other.name, other.codecs)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class TableView(MutableMapping[Any, Any]):
+    """A table in one transaction: the whole of MutableMapping, and ranges.
+
+    Valid until the transaction ends; after that everything raises ClosedError. Values are
+    the caller's own: changing one does not change the table. Used by the transaction's thread.
+
+    Errors: KeyError for a missing key; TypeError for a wrong Python type and ValueError for a value
+    that the codec cannot hold, both before anything changes; LimitError for a key or value that is
+    too large; ReadOnlyError for a change through a read transaction; CorruptError for damage.
+    """
+
+    __slots__ = ("_max_key_size", "_met", "_raw", "_table", "_tree")
+
+    def __init__(self, table: Table, tree: Tree, max_key_size: int, *, raw: bool = False) -> None:
+        """Not for users: `txn[TABLE]` makes it. raw: show bytes, whatever the table's codecs."""
+        self._table = table
+        self._tree = tree
+        self._max_key_size = max_key_size
+        self._raw = raw
+        self._met: tuple[KeyCodec, Codec] | None = None  # the tree's codecs when they were last checked
+        if tree.codecs is not None:
+            self._meet(tree.codecs)
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._table.name
+
+    def __repr__(self) -> str:
+        state = "of an ended transaction" if self._tree is ENDED else f"{len(self)} entries"
+        return f"<{self._table!r}, {state}>"
+
+    # -- single entries --------------------------------------------------------------------------
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The value of `key`, or `default`. Cost: the depth of the tree, about 1 us when cached."""
+        table = self._table
+        stored = self._tree.get(table.encode_key(key))
+        if stored is None:
+            return default
+        try:
+            return table.decode_value(stored)
+        except CorruptError as error:
+            raise named(error, table.name) from None
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self.get(key, _MISSING)
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return self._tree.has(self._table.encode_key(key))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        table = self._table
+        encoded_key = table.encode_key(key)
+        encoded_value = table.encode_value(value)
+        if len(encoded_key) > self._max_key_size:
+            raise LimitError(
+                f"table {table.name!r}: the key takes {len(encoded_key)} bytes, at most {self._max_key_size} "
+                "fit (a quarter page)",
+                size=len(encoded_key),
+                limit=self._max_key_size,
+            )
+        if len(encoded_value) > MAX_VALUE_SIZE:
+            raise LimitError(
+                f"table {table.name!r}: the value takes {len(encoded_value)} bytes, at most {MAX_VALUE_SIZE} fit",
+                size=len(encoded_value),
+                limit=MAX_VALUE_SIZE,
+            )
+        tree = self._tree
+        if tree.codecs is not self._met or self._met is None:
+            if tree.codecs is None:
+                tree.create(table.codecs)
+            self._meet(tree.codecs)
+        tree.set(encoded_key, encoded_value)
+
+    def __delitem__(self, key: Any) -> None:
+        if not self._tree.delete(self._table.encode_key(key)):
+            raise KeyError(key)
+
+    def __len__(self) -> int:
+        return self._tree.entry_count()
+
+    def __bool__(self) -> bool:
+        return self._tree.entry_count() > 0
+
+    # -- in order --------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterate(None, None, reverse=False, part=_KEYS)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return self._iterate(None, None, reverse=True, part=_KEYS)
+
+    def keys(self) -> KeysView[Any]:
+        """A view of the keys, in order; also `reversed()`."""
+        return _Keys(self)
+
+    def items(self) -> ItemsView[Any, Any]:
+        """A view of the (key, value) pairs, in key order; also `reversed()`."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        """A view of the values, in key order; also `reversed()`."""
+        return _Values(self)
+
+    def range(
+        self,
+        start: Any = None,
+        stop: Any = None,
+        *,
+        reverse: bool = False,
+        include_start: bool = True,
+        include_stop: bool = False,
+    ) -> Iterator[tuple[Any, Any]]:
+        """The (key, value) pairs between two keys, lazily.
+
+        start, stop    keys, or beginnings of tuple keys (which sort before their extensions); None:
+                       no bound; start > stop: nothing
+        reverse        the same pairs from the last to the first
+        include_start, include_stop  whether a key equal to the bound belongs to the range
+        """
+        low, high = self._bounds(start, stop, include_start=include_start, include_stop=include_stop)
+        return self._iterate(low, high, reverse=reverse, part=_PAIRS)
+
+    def key_range(
+        self,
+        start: Any = None,
+        stop: Any = None,
+        *,
+        reverse: bool = False,
+        include_start: bool = True,
+        include_stop: bool = False,
+    ) -> Iterator[Any]:
+        """As `range`, the keys only: large values are not read."""
+        low, high = self._bounds(start, stop, include_start=include_start, include_stop=include_stop)
+        return self._iterate(low, high, reverse=reverse, part=_KEYS)
+
+    def prefix(self, prefix: Any, *, reverse: bool = False) -> Iterator[tuple[Any, Any]]:
+        """The (key, value) pairs whose key begins with `prefix`, lazily.
+
+        prefix   for tuple keys a shorter (or whole) tuple, for STR and BYTES keys their beginning;
+                 an empty one is everything
+        raises   TypeError for a table whose keys have no beginnings (INT and others)
+        """
+        low, high = self._prefix_bounds(prefix)
+        return self._iterate(low, high, reverse=reverse, part=_PAIRS)
+
+    def first(self) -> tuple[Any, Any] | None:
+        """The pair with the lowest key, or None."""
+        return next(self._iterate(None, None, reverse=False, part=_PAIRS), None)
+
+    def last(self) -> tuple[Any, Any] | None:
+        """The pair with the highest key, or None."""
+        return next(self._iterate(None, None, reverse=True, part=_PAIRS), None)
+
+    def pop_first(self) -> tuple[Any, Any] | None:
+        """Remove and return the pair with the lowest key; None if the table is empty."""
+        return self._removed(self.first())
+
+    def pop_last(self) -> tuple[Any, Any] | None:
+        """Remove and return the pair with the highest key; None if the table is empty."""
+        return self._removed(self.last())
+
+    def delete_range(self, start: Any = None, stop: Any = None) -> int:
+        """Delete the entries with start <= key < stop; returns how many there were.
+
+        start, stop  as in `range`
+        cost         reads and rewrites the leaves concerned; without bounds, only frees them
+        """
+        low, high = self._bounds(start, stop, include_start=True, include_stop=False)
+        return self._tree.delete_range(low, high)
+
+    def clear(self) -> None:
+        """Delete all entries. The table goes on to exist."""
+        self._tree.clear()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _removed(self, pair: tuple[Any, Any] | None) -> tuple[Any, Any] | None:
+        if pair is not None:
+            del self[pair[0]]
+        return pair
+
+    def _bounds(
+        self, start: Any, stop: Any, *, include_start: bool, include_stop: bool
+    ) -> tuple[bytes | None, bytes | None]:
+        """Any range as low <= key < high: the successor of a key is the key and a zero byte."""
+        encode = self._table.encode_bound
+        low = None if start is None else encode(start) + (b"" if include_start else b"\0")
+        high = None if stop is None else encode(stop) + (b"\0" if include_stop else b"")
+        return low, high
+
+    def _prefix_bounds(self, prefix: Any) -> tuple[bytes | None, bytes | None]:
+        key = self._table.key
+        if isinstance(key, Codec) and key is not STR and key is not BYTES:
+            raise TypeError(f"table {self.name!r} has {key.name} keys, which have no prefixes; use range()")
+        low = self._table.encode_bound(prefix)
+        stem = low.rstrip(b"\xff")
+        return low, stem[:-1] + bytes([stem[-1] + 1]) if stem else None
+
+    def _meet(self, codecs: tuple[KeyCodec, Codec] | None) -> None:
+        """Check the codecs that the table has against those it was asked for with."""
+        if codecs is not None and codecs != self._table.codecs and not self._raw:
+            raise mismatch(self.name, codecs, self._table.codecs)
+        self._met = codecs
+
+    def _iterate(self, low: bytes | None, high: bytes | None, *, reverse: bool, part: int) -> Iterator[Any]:
+        tree = self._tree
+        done = False
+        while not done:
+            version = tree.version
+            done = True
+            for keys, values in tree.scan(low, high, reverse=reverse):
+                if reverse:
+                    keys, values = keys[::-1], values[::-1]
+                key = b""
+                try:
+                    for key, item in zip(  # noqa: B007 the key is where to go on from, after the loop
+                        keys, self._decoded(tree, keys, values, part), strict=True
+                    ):
+                        yield item
+                        if self._tree is not tree:
+                            raise ClosedError("the transaction has ended; iterators are valid inside it only")
+                        if tree.version != version:
+                            done = False
+                            break
+                except CorruptError as error:
+                    raise named(error, self._table.name) from None
+                if not done:  # the table changed: go on from the next key in what it is now
+                    if reverse:
+                        high = key
+                    else:
+                        low = key + b"\0"
+                    break
+
+    def _decoded(self, tree: Tree, keys: list[bytes], values: list[bytes], part: int) -> Iterable[Any]:
+        table = self._table
+        decoded_keys: Iterable[Any] = keys if table.decode_key is BYTES.decode_key else map(table.decode_key, keys)
+        if part == _KEYS:
+            return decoded_keys
+        if Overflow in set(map(type, values)):
+            values = map(tree.load, values)  # type: ignore[assignment]  # lazily: each may be megabytes
+        decoded_values: Iterable[Any] = (
+            values if table.decode_value is BYTES.decode_value else map(table.decode_value, values)
+        )
+        return decoded_values if part == _VALUES else zip(decoded_keys, decoded_values, strict=True)
+
+
+_MISSING = object()
+_KEYS, _VALUES, _PAIRS = range(3)  # what an iteration gives
+
+
+class _Keys(KeysView[Any]):
+    __slots__ = ()
+    _mapping: TableView
+
+    def __reversed__(self) -> Iterator[Any]:
+        return reversed(self._mapping)
+
+
+class _Items(ItemsView[Any, Any]):
+    __slots__ = ()
+    _mapping: TableView
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return self._mapping._iterate(None, None, reverse=False, part=_PAIRS)
+
+    def __reversed__(self) -> Iterator[tuple[Any, Any]]:
+        return self._mapping._iterate(None, None, reverse=True, part=_PAIRS)
+
+
+class _Values(ValuesView[Any]):
+    __slots__ = ()
+    _mapping: TableView
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._mapping._iterate(None, None, reverse=False, part=_VALUES)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return self._mapping._iterate(None, None, reverse=True, part=_VALUES)

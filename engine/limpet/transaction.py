@@ -1,0 +1,522 @@
+"""Transactions: a snapshot to read, or a snapshot with changes on top that become the next one.
+
+    ReadTransaction    pins a snapshot until it ends
+    WriteTransaction   one at a time; its changes are invisible to all others until it commits
+    Savepoint          undoes the changes made inside it when an exception leaves it
+
+States of a write transaction, and what may be trusted in each:
+
+    open       trees hold roots and overlays; `_allocated` lists every page taken from free space
+    ended      committed or aborted; its tables answer with ClosedError; the writer is released
+
+An overlay that has grown past its share of memory is applied early: its pages get places in free
+space, where only this transaction knows them, so a crash or an abort forgets them.
+
+Undo. Inside a savepoint every change leaves a note of how to take it back. An undone savepoint
+plays its notes in reverse order. Outside of savepoints nothing is noted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from . import btree
+from .errors import ClosedError, CorruptError, LimitError, NoSuchTableError, ReadOnlyError
+from .format import (
+    CATALOGUE_ENTRY,
+    FIRST_TABLE_TREE,
+    Ref,
+    Txid,
+    make_stamp,
+    max_inline_entry,
+    max_key_size,
+    overflow_page_count,
+    ref_pgno,
+)
+from .node import Overflow, encode_overflow, overflow_record
+from .overlay import ENDED, SnapshotTree, TableInfo, WorkingTree
+from .pager import Pager
+from .table import Table, TableView
+
+if TYPE_CHECKING:
+    from .database import Database
+
+Undo = list[tuple[Callable[..., None], tuple[Any, ...]]]
+
+
+class Snapshot:
+    """One commit, as readers see it: the tables and where they are. Immutable."""
+
+    __slots__ = ("next_tree_id", "pager", "tables", "txid")
+
+    def __init__(self, txid: Txid, tables: dict[str, TableInfo], next_tree_id: int, pager: Pager) -> None:
+        self.txid = txid
+        self.tables = tables
+        self.next_tree_id = next_tree_id
+        self.pager = pager
+
+
+class ReadTransaction:
+    """A snapshot: it does not change while others commit, and never waits or makes them wait.
+
+    Use it as a context manager. While it is open, the pages of its snapshot cannot be reused, so a
+    forgotten reader makes the file grow. Threads: one at a time.
+    """
+
+    __slots__ = ("__weakref__", "_database", "_open", "_snapshot", "_views")
+
+    def __init__(self, database: Database, snapshot: Snapshot) -> None:
+        self._database = database
+        self._snapshot = snapshot
+        self._views: dict[Table | str, TableView] = {}
+        self._open = True
+
+    @property
+    def txid(self) -> int:
+        """The number of the commit that this snapshot shows."""
+        return self._snapshot.txid
+
+    def __getitem__(self, table: Table | str) -> TableView:
+        view = self._views.get(table)
+        return view if view is not None and self._open else self.table(table)
+
+    def table(self, table: Table | str) -> TableView:
+        """The table as a mapping; a table that does not exist reads as empty.
+
+        table    a Table, or a bare name: the raw bytes of any table
+        raises   TableTypeError if the file records other codecs; ClosedError after the end
+        """
+        if not self._open:
+            raise _ended()
+        view = self._views.get(table)
+        if view is None:
+            definition = table if isinstance(table, Table) else Table(table)
+            snapshot = self._snapshot
+            tree = SnapshotTree(definition.name, snapshot.pager, snapshot.tables.get(definition.name))
+            view = TableView(definition, tree, max_key_size(snapshot.pager.page_size), raw=not isinstance(table, Table))
+            self._views[table] = view
+        return view
+
+    def tables(self) -> list[str]:
+        """The names of all tables, in order."""
+        if not self._open:
+            raise _ended()
+        return sorted(self._snapshot.tables)
+
+    def drop(self, table: Table | str) -> None:
+        """Not here: raises ReadOnlyError."""
+        raise _read_only(self._open)
+
+    def rename(self, table: Table | str, new_name: str) -> None:
+        """Not here: raises ReadOnlyError."""
+        raise _read_only(self._open)
+
+    def savepoint(self) -> Savepoint:
+        """Not here: raises ReadOnlyError."""
+        raise _read_only(self._open)
+
+    def commit(self) -> None:
+        """End the transaction. There is nothing to commit; it is here so that both kinds end alike."""
+        if not self._open:
+            raise _ended()
+        self.close()
+
+    def abort(self) -> None:
+        """End the transaction."""
+        self.commit()
+
+    def close(self) -> None:
+        """End the transaction and let go of the snapshot. May be called twice."""
+        if self._open:
+            self._open = False
+            for view in self._views.values():
+                view._tree = ENDED
+            self._database._pins.pop(id(self), None)
+
+    def __enter__(self) -> Self:
+        if not self._open:
+            raise _ended()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open:
+            self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self.close()
+            warnings.warn(
+                f"a read transaction on {self._database.path} was never closed; use `with db.read() as txn:`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+
+class WriteTransaction:
+    """The changes that will be the next commit. Commits when the `with` block ends, aborts on an exception.
+
+    One at a time for each database. Threads: one at a time.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_allocated",
+        "_base",
+        "_changed",
+        "_database",
+        "_durability",
+        "_freed",
+        "_grown",
+        "_next_tree_id",
+        "_open",
+        "_pager",
+        "_pages",
+        "_savepoints",
+        "_spilled",
+        "_stamp",
+        "_trees",
+        "_txid",
+        "_views",
+        "undo",
+    )
+
+    def __init__(self, database: Database, base: Snapshot, txid: Txid, nonce: int, durability: str) -> None:
+        self._database = database
+        self._base = base
+        self._pager = base.pager
+        self._txid = txid
+        self._stamp = make_stamp(txid, nonce)
+        self._durability = durability
+        self._next_tree_id = base.next_tree_id
+        self._trees: dict[str, WorkingTree] = {}
+        self._views: dict[Table | str, TableView] = {}
+        self._allocated: list[set[int]] = [set()]  # pages taken, one set a savepoint level
+        self._freed: list[int] = []  # pages of the base that are not needed any more
+        self._pages: set[int] = set()  # first page numbers of held pages that are still to be written
+        self._spilled = False
+        self._changed = False
+        self._grown = 0  # bytes of overlays since the last apply
+        self._savepoints: list[Savepoint] = []
+        self.undo: Undo | None = None
+        self._open = True
+
+    @property
+    def txid(self) -> int:
+        """The number that the commit will have."""
+        return self._txid
+
+    # -- tables ----------------------------------------------------------------------------------
+
+    def __getitem__(self, table: Table | str) -> TableView:
+        view = self._views.get(table)
+        return view if view is not None and self._open else self.table(table)
+
+    def table(self, table: Table | str) -> TableView:
+        """The table as a mapping; it is created by the first write.
+
+        table    a Table, or a bare name: the raw bytes of any table
+        raises   TableTypeError if the file records other codecs; ClosedError after the end
+        """
+        if not self._open:
+            raise _ended()
+        view = self._views.get(table)
+        if view is None:
+            definition = table if isinstance(table, Table) else Table(table)
+            self._check_name(definition)
+            tree = self._tree(definition.name)
+            view = TableView(definition, tree, max_key_size(self._pager.page_size), raw=not isinstance(table, Table))
+            self._views[table] = view
+        return view
+
+    def create(self, table: Table) -> TableView:
+        """The table, which exists from now on even if nothing is written to it."""
+        view = self.table(table)
+        tree = self._tree(table.name)
+        if tree.codecs is None:
+            tree.create(table.codecs)
+        return view
+
+    def tables(self) -> list[str]:
+        """The names of all tables, in order, with the changes made so far."""
+        if not self._open:
+            raise _ended()
+        names = {name for name in self._base.tables if name not in self._trees}
+        return sorted(names | {name for name, tree in self._trees.items() if tree.codecs is not None})
+
+    def drop(self, table: Table | str) -> None:
+        """Remove a table with all it holds.
+
+        raises   NoSuchTableError
+        cost     reads the branches and leaves of the table, to free their pages
+        """
+        tree = self._existing(table)
+        tree.clear()
+        tree._remember_state()
+        tree.restore(tree.state()._replace(codecs=None, tree_id=0))
+        tree.changed = True
+
+    def rename(self, table: Table | str, new_name: str) -> None:
+        """Give a table another name; what it holds stays where it is.
+
+        raises   NoSuchTableError; ValueError if the new name is taken
+        """
+        tree = self._existing(table)
+        definition = Table(new_name)
+        self._check_name(definition)
+        if new_name == tree.name:
+            return
+        target = self._tree(new_name)
+        if target.codecs is not None:
+            raise ValueError(f"cannot rename table {tree.name!r}: there is a table {new_name!r} already")
+        self._apply(tree)  # the overlay moves as pages; a rename is too rare for anything cleverer
+        for each in (tree, target):
+            each._remember_state()
+            each.changed = True
+        target.restore(tree.state())
+        tree.replace_content(0, 0)
+        tree.restore(tree.state()._replace(codecs=None, tree_id=0))
+
+    def _existing(self, table: Table | str) -> WorkingTree:
+        if not self._open:
+            raise _ended()
+        definition = table if isinstance(table, Table) else Table(table)
+        tree = self._tree(definition.name)
+        if tree.codecs is None:
+            raise NoSuchTableError(f"there is no table {definition.name!r} in {self._database.path}")
+        if isinstance(table, Table):
+            self.table(table)  # checks the codecs
+        return tree
+
+    def _tree(self, name: str) -> WorkingTree:
+        tree = self._trees.get(name)
+        if tree is None:
+            tree = WorkingTree(name, self._pager, self, self._base.tables.get(name))
+            self._trees[name] = tree
+        return tree
+
+    def _check_name(self, table: Table) -> None:
+        encoded = len(table.name.encode())
+        size = encoded + CATALOGUE_ENTRY.size + (len(table.key) if isinstance(table.key, tuple) else 1)
+        limit = max_inline_entry(self._pager.page_size)
+        if encoded > max_key_size(self._pager.page_size) or size > limit:
+            raise LimitError(
+                f"the name and the key codecs of table {table.name[:40]!r} take {size} bytes in the catalogue "
+                f"(the name alone {encoded}); at most {limit} (the name {max_key_size(self._pager.page_size)}) fit",
+                size=size,
+                limit=limit,
+            )
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make the changes the newest commit and wait until it is as durable as was asked for.
+
+        raises   OSError: nothing of this transaction remains, the database can be used further;
+                 PoisonedError or OSError after a failed sync: reopen the database; ClosedError
+        """
+        if not self._open:
+            raise _ended()
+        self._database._commit(self)
+
+    def abort(self) -> None:
+        """Forget the changes."""
+        if not self._open:
+            raise _ended()
+        self._database._abort(self)
+
+    def savepoint(self) -> Savepoint:
+        """A context manager: an exception that leaves it undoes what was changed inside, and goes on.
+
+        The transaction can go on as if the block had never begun. Savepoints nest.
+        """
+        if not self._open:
+            raise _ended()
+        return Savepoint(self)
+
+    def __enter__(self) -> Self:
+        if not self._open:
+            raise _ended()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open:
+            if kind is None:
+                self.commit()
+            else:
+                self.abort()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self._database._abort(self)
+            warnings.warn(
+                f"a write transaction on {self._database.path} was never ended and is aborted; "
+                "use `with db.write() as txn:`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def _end(self) -> None:
+        self._open = False
+        for view in self._views.values():
+            view._tree = ENDED
+
+    # -- what the trees ask for (overlay.Owner) --------------------------------------------------
+
+    def new_tree_id(self) -> int:
+        """A number for a new table; none is used twice in a file."""
+        self._next_tree_id = max(self._next_tree_id, FIRST_TABLE_TREE) + 1
+        return self._next_tree_id - 1
+
+    def grown(self, size: int) -> None:
+        """Note `size` bytes more of overlay; apply all overlays when they take too much memory."""
+        self._grown += size
+        if self._grown > self._database._overlay_limit:
+            self._apply_all()
+            self._spill()
+
+    def free_tree(self, root: int, tree_id: int) -> None:
+        """Free all pages of a tree."""
+        for page in list(btree.page_refs(self._pager, root, tree_id)):
+            if isinstance(page, Overflow):
+                self._free(page.pgnos(self._pager.page_size))
+            else:
+                self._free((page,))
+
+    # -- applying --------------------------------------------------------------------------------
+
+    def _apply_all(self) -> None:
+        for tree in self._trees.values():
+            self._apply(tree)
+        self._grown = 0
+
+    def _apply(self, tree: WorkingTree) -> None:
+        if not tree.overlay:
+            return
+        pager = self._pager
+        changes = self._with_overflow(tree)
+        try:
+            edit = btree.apply(lambda ref: pager.node(ref, tree.tree_id), pager.page_size, tree.root, changes)
+        except CorruptError as error:
+            error.table = error.table or tree.name
+            raise
+        pgnos = self._allocate(edit.drafts)
+        root, pages = btree.seal(pager, edit, tree.tree_id, self._stamp, pgnos)
+        self._hold(pages)
+        self._free(ref_pgno(ref) for ref in edit.freed)
+        for record in edit.dropped:
+            self._free(record.pgnos(pager.page_size))
+        tree._remember_state()
+        tree.replace_content(root, tree.count + edit.delta)
+
+    def _with_overflow(self, tree: WorkingTree) -> btree.Changes:
+        """The overlay, with large values moved to overflow pages."""
+        limit = max_inline_entry(self._pager.page_size)
+        changes = tree.overlay
+        large = [key for key, value in changes.items() if value is not None and len(key) + len(value) > limit]
+        if not large:
+            return changes
+        changes = changes.copy()
+        page_size = self._pager.page_size
+        for key in large:
+            value = changes[key]
+            assert value is not None
+            run = self._database._allocate_run(overflow_page_count(len(value), page_size))
+            self._allocated[-1].update(run)
+            body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self._stamp, page_size)
+            ref, page = self._pager.seal(body, run[0])
+            self._hold({run[0]: page})
+            changes[key] = overflow_record(len(value), Ref(ref))
+        return changes
+
+    def _allocate(self, count: int) -> list[int]:
+        pgnos = self._database._allocate(count)
+        self._allocated[-1].update(pgnos)
+        return pgnos
+
+    def _hold(self, pages: dict[int, bytes]) -> None:
+        self._pager.hold(pages)
+        self._pages.update(pages)
+
+    def _free(self, pgnos: Iterable[int]) -> None:
+        """Free pages; those that this transaction took since the last savepoint can be taken again."""
+        own = self._allocated[-1]
+        for pgno in pgnos:
+            if pgno in own:
+                own.discard(pgno)
+                self._pages.discard(pgno)
+                self._pager.release((pgno,))
+                self._database._give_back((pgno,))
+            else:
+                self._freed.append(pgno)
+
+    def _spill(self) -> None:
+        """Write held pages now, so that a large transaction does not live in memory. No sync."""
+        pages = {pgno: self._pager.held[pgno] for pgno in self._pages}
+        self._spilled = True
+        self._pager.write(pages)
+        self._pager.release(pages)
+        self._pages.clear()
+
+
+class Savepoint(AbstractContextManager["Savepoint"]):
+    """Part of a write transaction that can be undone on its own. Made by `txn.savepoint()`."""
+
+    __slots__ = ("_freed_count", "_next_tree_id", "_outer_undo", "_transaction")
+
+    def __init__(self, transaction: WriteTransaction) -> None:
+        self._transaction = transaction
+
+    def __enter__(self) -> Self:
+        txn = self._transaction
+        if not txn._open:
+            raise _ended()
+        self._outer_undo = txn.undo
+        self._freed_count = len(txn._freed)
+        self._next_tree_id = txn._next_tree_id
+        txn.undo = []
+        txn._allocated.append(set())
+        txn._savepoints.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        txn = self._transaction
+        if not txn._open:
+            return
+        if not txn._savepoints or txn._savepoints[-1] is not self:
+            raise RuntimeError("savepoints have to end in the reverse order of their beginning")
+        txn._savepoints.pop()
+        notes = txn.undo or []
+        allocated = txn._allocated.pop()
+        if kind is None:
+            if self._outer_undo is not None:
+                self._outer_undo.extend(notes)
+            txn._allocated[-1] |= allocated
+        else:
+            for take_back, arguments in reversed(notes):
+                take_back(*arguments)
+            del txn._freed[self._freed_count :]
+            txn._next_tree_id = self._next_tree_id
+            txn._pages -= allocated
+            txn._pager.release(allocated)
+            txn._database._give_back(allocated)
+        txn.undo = self._outer_undo
+
+
+def _ended() -> ClosedError:
+    return ClosedError("the transaction has ended; begin another with db.read() or db.write()")
+
+
+def _read_only(is_open: bool) -> Exception:
+    return ReadOnlyError("a read transaction changes nothing; use `with db.write() as txn:`") if is_open else _ended()

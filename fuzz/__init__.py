@@ -1,0 +1,1 @@
+"""Fuzzers of Limpet, one file for each promise; `make fuzz SECONDS=60 CLASS=name` runs them."""

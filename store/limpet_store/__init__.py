@@ -1,0 +1,84 @@
+"""Limpet's store: the named tables of an AI-agent gateway in one crash-safe file.
+
+    from limpet_store import Store
+
+    with Store.open("data.limpet") as store:
+        store.messages.append("agent:main:telegram:direct:u1", {"role": "user", "content": "hello"})
+        with store.write() as tx:        # several steps, one commit
+            ...
+        with store.read() as tx:         # several reads, one snapshot
+            ...
+
+`limpet_store.aio.AsyncStore` is the same for asyncio.
+"""
+
+from .aio import AsyncStore, AsyncTransaction
+from .check import CheckReport
+from .errors import (
+    ConflictError,
+    ExistsError,
+    NotFoundError,
+    SchemaError,
+    StoreError,
+    UndecodableError,
+    UnstorableError,
+)
+from .records import (
+    Approved,
+    ArchiveRow,
+    ArchiveStat,
+    ExternalJob,
+    ExternalJobDelivery,
+    ExternalJobKind,
+    ExternalJobOrigin,
+    ExternalJobStatus,
+    PairingState,
+    Pending,
+    Priority,
+    QueuedFile,
+    QueuedMessage,
+    QueuedTask,
+    SessionMeta,
+    Submission,
+    TaskStatus,
+    TitleSource,
+)
+from .store import Store
+from .tier import MemoryTier
+from .transaction import Transaction
+from .transfer import ImportReport
+
+__all__ = [
+    "Approved",
+    "ArchiveRow",
+    "ArchiveStat",
+    "AsyncStore",
+    "AsyncTransaction",
+    "CheckReport",
+    "ConflictError",
+    "ExistsError",
+    "ExternalJob",
+    "ExternalJobDelivery",
+    "ExternalJobKind",
+    "ExternalJobOrigin",
+    "ExternalJobStatus",
+    "ImportReport",
+    "MemoryTier",
+    "NotFoundError",
+    "PairingState",
+    "Pending",
+    "Priority",
+    "QueuedFile",
+    "QueuedMessage",
+    "QueuedTask",
+    "SchemaError",
+    "SessionMeta",
+    "Store",
+    "StoreError",
+    "Submission",
+    "TaskStatus",
+    "TitleSource",
+    "Transaction",
+    "UndecodableError",
+    "UnstorableError",
+]

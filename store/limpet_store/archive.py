@@ -1,0 +1,99 @@
+"""Every message as it was when it came, whatever became of the conversation since."""
+
+from __future__ import annotations
+
+import re
+
+from . import history
+from .family import AnyFace, Family, reads, writes
+from .records import ArchiveRow, ArchiveStat, message_text
+from .schema import KEY_INT_MAX
+
+
+class Archive(Family[AnyFace]):
+    """The archived messages, by session key, generation and sequence number: that is their chronological order.
+
+    Rows come here with `messages.append`, are never changed, and leave by `purge` and by the store's retention only.
+    """
+
+    __slots__ = ()
+    name = "archive"
+
+    @reads
+    def load(self, key: str, generation: int | None = None) -> list[ArchiveRow]:
+        """All rows of a session, or of one of its generations, in chronological order."""
+        start, stop = _bounds(generation)
+        return [ArchiveRow(seq, gen, row.message) for gen, seq, row in history.archived(self._work, key, start, stop)]
+
+    @reads
+    def stat(self, key: str) -> ArchiveStat:
+        """What a session's archive holds; costs one look-up for each generation and reads no message."""
+        found = [(generation, counter) for generation, counter in history.counters(self._work, key) if counter.count]
+        return ArchiveStat(
+            total_messages=sum(counter.count for _, counter in found),
+            oldest_seq=min((counter.first_seq for _, counter in found), default=None),
+            newest_seq=max((counter.next_seq - 1 for _, counter in found), default=None),
+            generations=[generation for generation, _ in found],
+        )
+
+    @reads
+    def head(self, key: str, n: int) -> list[ArchiveRow]:
+        """The first `n` rows in chronological order; costs what it returns."""
+        rows = history.take(n, history.archived(self._work, key, (), None))
+        return [ArchiveRow(seq, generation, row.message) for generation, seq, row in rows]
+
+    @reads
+    def tail(self, key: str, n: int) -> list[ArchiveRow]:
+        """The last `n` rows in chronological order; costs what it returns."""
+        rows = history.take(n, history.archived(self._work, key, (), None, reverse=True))
+        return [ArchiveRow(seq, generation, row.message) for generation, seq, row in reversed(rows)]
+
+    @reads
+    def slice(self, key: str, first_seq: int, last_seq: int, generation: int | None = None) -> list[ArchiveRow]:
+        """The rows with first_seq <= seq <= last_seq, of every generation unless one is given, in chronological order.
+
+        cost  what it returns, and one look-up for each generation
+        """
+        work = self._work
+        first, stop = max(first_seq, 0), min(last_seq, KEY_INT_MAX - 1) + 1
+        found: list[ArchiveRow] = []
+        for gen, counter in history.counters(work, key):
+            if (generation is None or gen == generation) and first < stop and counter.count:
+                rows = history.archived(work, key, (gen, first), (gen, stop))
+                found += [ArchiveRow(seq, gen, row.message) for _, seq, row in rows]
+        return found
+
+    @reads
+    def grep(self, key: str, pattern: str, limit: int = 50) -> list[ArchiveRow]:
+        """The rows whose text matches, in chronological order.
+
+        pattern  a regular expression (module `re`), searched anywhere in the text, whatever the case
+        limit    stop after so many, 0 or more
+        raises   ValueError when the pattern is none
+        cost     O(rows up to the last one returned)
+        """
+        try:
+            search = re.compile(pattern, re.IGNORECASE).search
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        rows = history.archived(self._work, key, (), None)
+        matches = (ArchiveRow(seq, gen, row.message) for gen, seq, row in rows if search(message_text(row.message)))
+        return history.take(limit, matches)
+
+    @writes
+    def purge(self, key: str, before_generation: int | None = None) -> int:
+        """Delete a session's archive, or the part before a generation. Generation numbers stay used.
+
+        returns  how many rows there were
+        cost     O(rows deleted)
+        """
+        found = [
+            (generation, counter)
+            for generation, counter in history.counters(self._work, key)
+            if counter.count and (before_generation is None or generation < before_generation)
+        ]
+        return history.purge(self._work, key, found)
+
+
+def _bounds(generation: int | None) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    return ((), None) if generation is None else ((generation,), (generation + 1,))

@@ -1,0 +1,63 @@
+"""What may be forgotten after a while, a small step at a time."""
+
+from __future__ import annotations
+
+from . import history, idempotency, jobs
+from .schema import ARCHIVE_HOURS, SESSION_HOURS, SESSIONS, hour
+from .work import Work
+
+MESSAGES_PER_SESSION = 10  # a step stops early when it has deleted so many times its limit in active messages
+
+
+def apply(
+    work: Work,
+    *,
+    sessions_s: int | None,
+    archive_s: int | None,
+    idempotency_s: int | None,
+    jobs_s: int | None,
+    limit: int,
+) -> dict[str, int]:
+    """Delete what is older; see `Store.retention`, which says what everything means."""
+    if limit < 1:
+        raise ValueError(f"a limit is 1 or more, not {limit}")
+    now = work.now()
+    removed = {"sessions": 0, "archive": 0, "idempotency": 0, "jobs": 0}
+    if idempotency_s is not None:
+        removed["idempotency"] = idempotency.forget(work, now - _age(idempotency_s), limit)
+    if jobs_s is not None:
+        removed["jobs"] = jobs.forget(work, now - _age(jobs_s), limit - sum(removed.values()))
+    if archive_s is not None:
+        removed["archive"] = _forget_archive(work, now - _age(archive_s), limit - sum(removed.values()))
+    if sessions_s is not None:
+        removed["sessions"] = _forget_sessions(work, now - _age(sessions_s), limit - sum(removed.values()))
+    return removed
+
+
+def _age(seconds: float) -> int:
+    if seconds < 0:
+        raise ValueError(f"an age is 0 seconds or more, not {seconds}")
+    return int(seconds)
+
+
+def _forget_archive(work: Work, cutoff: int, limit: int) -> int:
+    removed = 0
+    for (_, key, generation), _ in work.view(ARCHIVE_HOURS.table).range(None, (hour(cutoff) + 1,)):
+        if removed >= limit:
+            break
+        removed += history.drop_oldest(work, key, generation, cutoff, limit - removed)
+    return removed
+
+
+def _forget_sessions(work: Work, cutoff: int, limit: int) -> int:
+    """Whole sessions only: a session without its first messages would be a conversation that makes no sense."""
+    removed = messages = 0
+    for (_, key), _ in work.view(SESSION_HOURS.table).range(None, (hour(cutoff) + 1,)):
+        if removed >= limit or messages >= limit * MESSAGES_PER_SESSION:
+            break
+        meta = work.get(SESSIONS, key)
+        if meta is not None and meta.last_active < cutoff and not meta.pinned:
+            messages += history.active_count(work, key)
+            history.delete_session(work, key)
+            removed += 1
+    return removed

@@ -1,0 +1,298 @@
+"""The store: one file, opened once, and every family on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import IO, Any, Self
+
+import limpet
+
+from . import check, migrations, retention, transfer
+from .check import CheckReport
+from .errors import StoreError
+from .families import Families
+from .family import Direct
+from .tier import MemoryTier
+from .transaction import Transaction
+from .transfer import ImportReport
+from .work import Context, Work
+
+logger = logging.getLogger("limpet_store")
+
+LINES_PER_COMMIT = 1000  # of an import: large enough to share a sync, small enough not to fill the cache
+DAY_S = 86400
+
+
+class Store(Families[Direct]):
+    """The named tables of an agent gateway in one file.
+
+    Every method of a family is a transaction of its own when it is called here (`store.messages.append(...)`), and part
+    of a larger one when it is called on what `write()` or `read()` gives. Any thread may call any method; writers wait
+    for each other, readers wait for nobody. What a method returns belongs to the caller and stays valid.
+
+    sessions, messages, archive, pairing, kv, aliases, tasks, jobs, idempotency, permissions, cron: the families
+    """
+
+    def __init__(self, database: limpet.Database, context: Context, tier: MemoryTier) -> None:
+        """Use `Store.open`."""
+        super().__init__(self)
+        self._database = database
+        self._context = context
+        self.tier = tier
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        tier: MemoryTier | None = None,
+        lock_timeout: float = 10.0,
+        durability: str = "sync",
+        clock: Callable[[], float] = time.time,
+        read_only: bool = False,
+    ) -> Self:
+        """Open a store, and create the file and every table when they are not there.
+
+        The lock comes first: a gateway that is shutting down is waited for, and only then is the format looked at. An
+        older file is upgraded (the original is kept beside it), older tables are brought up to date.
+
+        path          the file; ":memory:" for a store without one
+        tier          how much memory the cache gets; the machine's own by default
+        lock_timeout  seconds to wait while another process holds the file
+        durability    of every commit that does not ask for another: "sync", "os" or "none", as in limpet.open
+        clock         gives Unix seconds; everything the store does with time asks it
+        read_only     nothing is created, upgraded or written
+        returns       the store; close it, or use it in a `with` statement
+        raises        limpet.LockedError, limpet.FormatError, limpet.CorruptError, SchemaError, OSError
+        """
+        if tier is None:
+            tier = MemoryTier.detect()
+        options: dict[str, Any] = {
+            "create": not read_only,
+            "read_only": read_only,
+            "cache_size": tier.cache_size,
+            "durability": durability,
+            "lock_timeout": lock_timeout,
+        }
+        try:
+            database = limpet.open(path, **options)
+        except limpet.UpgradeRequiredError:
+            if read_only:
+                raise
+            logger.info("%s has an older format; upgrading it", os.fspath(path))
+            limpet.upgrade(path)
+            database = limpet.open(path, **options)
+        try:
+            store = cls(database, Context(clock), tier)
+            store._prepare(os.fspath(path), read_only=read_only)
+        except BaseException:
+            database.close()
+            raise
+        logger.info(
+            "opened %s: memory tier %s (%d MiB of cache), format %d%s",
+            os.fspath(path),
+            tier.value,
+            tier.cache_size // (1024 * 1024),
+            database.format_version,
+            ", read-only" if read_only else "",
+        )
+        return store
+
+    def _prepare(self, path: str, *, read_only: bool) -> None:
+        with self.reading() as work:
+            if migrations.is_current(work):
+                return
+            if read_only:
+                migrations.check_readable(work, path)
+                return
+        with self.writing() as work:
+            migrations.prepare(work, path)
+
+    @property
+    def database(self) -> limpet.Database:
+        """The engine's database under the store. Writing the store's own tables through it can break their indexes."""
+        return self._database
+
+    def close(self) -> None:
+        """Close the file and let go of its lock; calling it again does nothing."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self._database.path!r}, {self.tier.value}>"
+
+    # --- transactions ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def write(self, *, durability: str | None = None, timeout: float | None = None) -> Iterator[Transaction]:
+        """One commit for several steps: `with store.write() as tx: tx.messages.append(...)`.
+
+        Committed when the block ends, unless nothing has changed; aborted when it raises.
+
+        durability  of this commit; the store's by default
+        timeout     seconds to wait for another writer; None for as long as it takes
+        raises      limpet.BusyError after the timeout, limpet.ReadOnlyError, and what the commit raises
+        """
+        with self.writing(durability=durability, timeout=timeout) as work:
+            yield Transaction(work)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """One snapshot for several reads: `with store.read() as tx: ...`. Methods that write raise ReadOnlyError."""
+        with self.reading() as work:
+            yield Transaction(work)
+
+    def run(
+        self, family: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool
+    ) -> Any:
+        """Run a family's method in a transaction of its own. For the families; see `family.Scope`."""
+        if writes:
+            with self.writing() as work:
+                return work.write(type(family)(work), body, args, kwargs)
+        with self.reading() as work:
+            return body(type(family)(work), *args, **kwargs)
+
+    @contextlib.contextmanager
+    def writing(self, *, durability: str | None = None, timeout: float | None = None) -> Iterator[Work]:
+        """A write transaction without the families on it: committed if something changed, aborted if not."""
+        engine = self._database.write(durability=durability, timeout=timeout)
+        work = Work(engine, self._context, writable=True)
+        try:
+            yield work
+            if work.changed:
+                engine.commit()
+            else:
+                engine.abort()
+        except BaseException:
+            engine.abort()
+            work.undo()
+            raise
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Work]:
+        """A read transaction without the families on it."""
+        with self._database.read() as engine:
+            yield Work(engine, self._context, writable=False)
+
+    # --- care --------------------------------------------------------------------------------------------------------
+
+    def check(self) -> CheckReport:
+        """Verify everything: the file's pages, then every index and counter against the rows.
+
+        returns  a report with `.ok`, `.errors` and `.warnings` (rows in quarantine are a warning); damage is in the
+                 report, not raised
+        cost     reads and decodes everything, on one snapshot; writers go on meanwhile
+        """
+        pages = self._database.check()
+        errors = [str(error) for error in pages.errors]
+        warnings = [str(warning) for warning in pages.warnings]
+        try:
+            with self.reading() as work:
+                tables = check.check_tables(work)
+            errors += tables.errors
+            warnings += tables.warnings
+        except limpet.CorruptError as error:
+            if str(error) not in errors:
+                errors.append(str(error))
+        return CheckReport(tuple(errors), tuple(warnings))
+
+    def retention(
+        self,
+        *,
+        sessions_s: int | None = None,
+        archive_s: int | None = None,
+        idempotency_s: int | None = DAY_S,
+        jobs_s: int | None = DAY_S,
+        limit: int = 1000,
+    ) -> dict[str, int]:
+        """Delete what is older than so many seconds, a small step at a time; None keeps a family for ever.
+
+        sessions_s     sessions without a message for so long, with their active messages; pinned ones stay, and so does
+                       the archive
+        archive_s      archived messages that came so long ago
+        idempotency_s  keys that were marked so long ago
+        jobs_s         jobs that are over and were submitted so long ago
+        limit          at most so many rows in this call, 1 or more; a session counts as one, but a step also ends when
+                       it has deleted ten times as many messages
+        returns        how many of each family; call again while they add up to the limit
+        cost           what it deletes, in one commit; nothing at all when nothing is old enough
+        """
+        with self.writing() as work:
+            return retention.apply(
+                work,
+                sessions_s=sessions_s,
+                archive_s=archive_s,
+                idempotency_s=idempotency_s,
+                jobs_s=jobs_s,
+                limit=limit,
+            )
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the store, as it is now, to a new file, while others go on reading and writing; as limpet's backup."""
+        self._database.backup(path)
+
+    def export_jsonl(self, stream: IO[str] | IO[bytes]) -> int:
+        """Write everything, archive included, as JSON lines; see transfer.py for what a line looks like.
+
+        stream   a text stream, or a binary one, which gets UTF-8
+        returns  how many lines; the same content gives the same bytes
+        cost     one pass over everything, on one snapshot
+        """
+        write = _writer(stream)
+        count = 0
+        with self.reading() as work:
+            for line in transfer.export_lines(work):
+                write(line + "\n")
+                count += 1
+        return count
+
+    def import_jsonl(self, stream: Iterable[str] | Iterable[bytes]) -> ImportReport:
+        """Add what `export_jsonl` wrote; importing it again changes nothing.
+
+        stream   a stream or any iterable of lines
+        returns  a report: lines, changed, and the errors of the lines that were left out, with their numbers
+        raises   what a commit raises; broken lines are in the report
+        cost     one commit for every 1000 lines
+        """
+        report = ImportReport()
+        numbered = enumerate(stream, 1)
+        while batch := list(_some(numbered, LINES_PER_COMMIT)):
+            with self.writing() as work:
+                for number, line in batch:
+                    if not line.strip():
+                        continue
+                    report.lines += 1
+                    try:
+                        with work.savepoint():
+                            report.changed += transfer.import_line(work, line)
+                    except (ValueError, TypeError, StoreError) as error:
+                        report.errors.append((number, str(error)))
+        return report
+
+
+def _some(lines: Iterator[tuple[int, Any]], count: int) -> Iterator[tuple[int, Any]]:
+    for _, line in zip(range(count), lines, strict=False):
+        yield line
+
+
+def _writer(stream: Any) -> Callable[[str], object]:
+    """How to write text to a stream of either kind: only a text stream accepts an empty text."""
+    try:
+        stream.write("")
+    except TypeError:
+        return lambda text: stream.write(text.encode())
+    return lambda text: stream.write(text)

@@ -1,0 +1,334 @@
+"""The queue of work for the agents.
+
+A task is one row without its messages, which have rows of their own: a status update neither reads nor writes them, and
+they may be megabytes of images. Rows are numbered in the order of their arrival, so that first in, first out also holds
+within a second. Everything the gateway asks is answered from an index.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from . import idempotency
+from .errors import ExistsError, NotFoundError
+from .family import AnyFace, Family, reads, writes
+from .records import QueuedMessage, QueuedTask, Submission, TaskStatus
+from .schema import TASK_EXPIRY, TASK_IDS, TASK_MESSAGES, TASK_QUEUE, TASK_SESSIONS, TASKS, key_int
+from .work import Work
+
+MAX_ATTEMPTS = 5  # how often a task may be running when the process dies before it is thought to be the cause
+
+
+class Tasks(Family[AnyFace]):
+    """The task queue: Pending -> Running -> Done, Failed or Dead."""
+
+    __slots__ = ()
+    name = "tasks"
+
+    @writes
+    def submit(self, task: QueuedTask) -> Submission:
+        """Add a task, or its messages to one that is waiting, in one step.
+
+        A waiting task of the same session whose first message is the same makes this one a "duplicate", and nothing is
+        written. Otherwise the messages are "merged" into the waiting task of the same session and priority, the oldest,
+        which keeps its place and gets the larger of both budgets. Otherwise the task is "new".
+
+        returns  Submission(kind, task_id) with the id of the task that will answer
+        raises   TypeError, ValueError or ExistsError before anything changes
+        cost     O(tasks of this session that are waiting), one as a rule
+        """
+        work = self._work
+        task = _checked(work, task)
+        waiting = builtins.list(_waiting(work, task.session_key))
+        for arrival, _, content_hash in waiting:
+            if content_hash == task.content_hash:
+                found = work.get(TASKS, arrival)
+                if found is not None:
+                    return Submission("duplicate", found.id)
+        for arrival, rank, _ in waiting:
+            if rank == task.priority.rank:
+                found = work.get(TASKS, arrival)
+                if found is not None:
+                    never = 0 in (found.ttl_secs, task.ttl_secs)
+                    _merge(
+                        work,
+                        found,
+                        task.messages,
+                        max_turns=max(found.max_turns, task.max_turns),
+                        ttl_secs=0 if never else max(found.ttl_secs, task.ttl_secs),
+                    )
+                    return Submission("merged", found.id)
+        return Submission("new", _insert(work, task))
+
+    @writes
+    def enqueue(self, task: QueuedTask) -> str:
+        """Add a task as it is, whatever is waiting.
+
+        task     its id must be new; times that were left out are the store's
+        returns  its id
+        raises   ExistsError, TypeError, ValueError; nothing has changed then
+        """
+        return _insert(self._work, _checked(self._work, task))
+
+    @writes
+    def dequeue(self) -> QueuedTask | None:
+        """Take the task that goes first, Pending -> Running in one step.
+
+        SYSTEM goes before CRON before USER, then the oldest, then the one that arrived first.
+
+        returns  the task with its messages, or None when nothing is waiting
+        cost     the same whether 10 or 10,000 tasks are waiting
+        """
+        work = self._work
+        for arrival in _queued(work, TaskStatus.PENDING):
+            task = work.get(TASKS, arrival)
+            if task is not None:
+                running = dataclasses.replace(task, status=TaskStatus.RUNNING, updated_at=work.now())
+                work.put(TASKS, arrival, running, task)
+                return _with_messages(work, running)
+        return None
+
+    @writes
+    def finish_turn(
+        self,
+        id: str,  # noqa: A002  # the contract names the parameter `id`
+        turn: int,
+        reply: str | None,
+        idempotency_key: str | None,
+        status: TaskStatus,
+        *,
+        notified: bool | None = None,
+    ) -> None:
+        """Record a turn in one step: its number, its reply, that the reply is delivered, and the task's new status.
+
+        turn             turns done
+        reply            the answer, or None
+        idempotency_key  marked as delivered; None for "task:{id}:turn:{turn}"
+        status           such as DONE, or RUNNING when more turns follow
+        notified         whether the user has seen the reply; None leaves it as it is
+        raises           NotFoundError, TypeError, ValueError; nothing has changed then
+        """
+        changes: dict[str, Any] = {"turns": turn, "last_reply": reply, "status": TaskStatus(status)}
+        if notified is not None:
+            changes["notified"] = notified
+        _update(self._work, id, **changes)
+        idempotency.mark(self._work, idempotency.turn_key(id, turn) if idempotency_key is None else idempotency_key)
+
+    @writes
+    def requeue_running(self, max_attempts: int = MAX_ATTEMPTS) -> int:
+        """After a crash: put the tasks that were running back into the queue.
+
+        Each gets one attempt more, not a retry. One that has been put back more than `max_attempts` times is taken for
+        the cause of the crashes and is Dead, with an error that says so.
+
+        returns  how many are waiting again
+        """
+        work = self._work
+        count = 0
+        for arrival in builtins.list(_queued(work, TaskStatus.RUNNING)):
+            task = work.get(TASKS, arrival)
+            if task is None:
+                continue
+            changes: dict[str, Any] = {"attempts": task.attempts + 1, "updated_at": work.now()}
+            if task.attempts >= max_attempts:
+                changes["status"] = TaskStatus.DEAD
+                changes["error"] = f"was running when the process died, {task.attempts + 1} times"
+            else:
+                changes["status"] = TaskStatus.PENDING
+                count += 1
+            work.put(TASKS, arrival, dataclasses.replace(task, **changes), task)
+        return count
+
+    @writes
+    def set_turn(self, id: str, turn: int) -> None:  # noqa: A002  # as above
+        """Record how many turns are done; NotFoundError when there is no such task."""
+        _update(self._work, id, turns=turn)
+
+    @writes
+    def set_last_reply(self, id: str, text: str | None) -> None:  # noqa: A002  # as above
+        """Record the last answer; NotFoundError when there is no such task."""
+        _update(self._work, id, last_reply=text)
+
+    @writes
+    def mark_notified(self, id: str) -> None:  # noqa: A002  # as above
+        """Record that the user has seen the reply; NotFoundError when there is no such task."""
+        _update(self._work, id, notified=True)
+
+    @writes
+    def set_status(self, id: str, status: TaskStatus) -> None:  # noqa: A002  # as above
+        """Change the status; NotFoundError when there is no such task, ValueError when there is no such status."""
+        _update(self._work, id, status=TaskStatus(status))
+
+    @writes
+    def fail(self, id: str, max_retries: int, error: str | None = None) -> TaskStatus:  # noqa: A002  # as above
+        """Count a failure.
+
+        max_retries  at so many retries the task is Dead; 0 for at once
+        error        why it failed; None keeps what is recorded
+        returns      DEAD at the limit, else FAILED
+        raises       NotFoundError when there is no such task
+        """
+        _, task = _find(self._work, id)
+        status = TaskStatus.DEAD if task.retries + 1 >= max_retries else TaskStatus.FAILED
+        _update(
+            self._work,
+            id,
+            retries=task.retries + 1,
+            status=status,
+            error=task.error if error is None else error,
+        )
+        return status
+
+    @reads
+    def get(self, id: str) -> QueuedTask | None:  # noqa: A002  # as above
+        """A task with its messages, or None."""
+        work = self._work
+        arrival = work.view(TASK_IDS.table).get(id)
+        task = None if arrival is None else work.get(TASKS, arrival)
+        return None if task is None else _with_messages(work, task)
+
+    @reads
+    def list(self, status: TaskStatus | None = None) -> builtins.list[QueuedTask]:
+        """The tasks with their messages: all as they arrived, or those with a status in the order of the queue."""
+        work = self._work
+        if status is None:
+            return [_with_messages(work, task) for _, task in work.scan(TASKS)]
+        found = (work.get(TASKS, arrival) for arrival in _queued(work, TaskStatus(status)))
+        return [_with_messages(work, task) for task in found if task is not None]
+
+    @writes
+    def cleanup_expired(self) -> int:
+        """Delete the tasks whose time to live is over: waiting ones, and finished ones whose user was notified.
+
+        A task that is running, or whose reply nobody has seen, does not expire.
+
+        returns  how many
+        cost     O(tasks deleted)
+        """
+        work = self._work
+        count = 0
+        for (_, arrival), _ in work.view(TASK_EXPIRY.table).range(None, (key_int(work.now()),)):
+            task = work.get(TASKS, arrival)
+            if task is not None:
+                work.remove(TASKS, arrival, task)
+                work.remove_range(TASK_MESSAGES, (arrival,), (arrival + 1,))
+                count += 1
+        return count
+
+    @reads
+    def has_duplicate(self, session_key: str, content_hash: str) -> bool:
+        """Whether a waiting task of the session has this content hash; costs O(the session's waiting tasks)."""
+        return any(found == content_hash for _, _, found in _waiting(self._work, session_key))
+
+    @writes
+    def merge_into_pending(self, session_key: str, message: QueuedMessage) -> bool:
+        """Add a message to the session's waiting task that goes first; False when none is waiting."""
+        if not isinstance(message, QueuedMessage):
+            raise TypeError(f"a QueuedMessage is needed, not {type(message).__name__}")
+        work = self._work
+        for arrival, _, _ in builtins.list(_waiting(work, session_key)):
+            task = work.get(TASKS, arrival)
+            if task is not None:
+                _merge(work, task, [message.stamped(work.now())])
+                return True
+        return False
+
+
+def load(work: Work, arrival: int) -> QueuedTask | None:
+    """A task with its messages by its arrival number."""
+    task = work.get(TASKS, arrival)
+    return None if task is None else _with_messages(work, task)
+
+
+def write(work: Work, task: QueuedTask) -> bool:
+    """Write a task as a whole, over the one with the same id when there is one; False when it is there already.
+
+    The task's own arrival number is used when it has one that is free.
+    """
+    arrival = work.view(TASK_IDS.table).get(task.id)
+    stored = None if arrival is None else load(work, arrival)
+    if arrival is None or stored is None:
+        _insert(work, task, arrival=task.arrival)
+        return True
+    changed = work.put(TASKS, arrival, task, stored)
+    if stored.messages != task.messages:
+        work.remove_range(TASK_MESSAGES, (arrival,), (arrival + 1,))
+        _put_messages(work, arrival, 0, task.messages)
+        changed = True
+    return changed
+
+
+def _checked(work: Work, task: QueuedTask) -> QueuedTask:
+    if not isinstance(task, QueuedTask):
+        raise TypeError(f"a QueuedTask is needed, not {type(task).__name__}")
+    if not task.messages:
+        raise ValueError("a task has at least one message")
+    if task.ttl_secs < 0:
+        raise ValueError(f"ttl_secs is 0 (never) or more, not {task.ttl_secs}")
+    return task.stamped(work.now())
+
+
+def _insert(work: Work, task: QueuedTask, arrival: int | None = None) -> str:
+    if task.id in work.view(TASK_IDS.table):
+        raise ExistsError(Tasks.name, task.id)
+    rows = work.view(TASKS.table)
+    if arrival is None or arrival in rows:
+        last = rows.last()
+        arrival = 1 if last is None else last[0] + 1
+    work.put(TASKS, arrival, task, None)
+    _put_messages(work, arrival, 0, task.messages)
+    return task.id
+
+
+def _put_messages(work: Work, arrival: int, first: int, messages: Iterable[QueuedMessage]) -> None:
+    for index, message in enumerate(messages, first):
+        if not isinstance(message, QueuedMessage):
+            raise TypeError(f"a QueuedMessage is needed, not {type(message).__name__}")
+        work.put(TASK_MESSAGES, (arrival, index), message, None)
+
+
+def _merge(work: Work, task: QueuedTask, messages: Iterable[QueuedMessage], **budget: int) -> None:
+    arrival = task.arrival
+    assert arrival is not None
+    last = next(iter(work.view(TASK_MESSAGES.table).prefix((arrival,), reverse=True)), None)
+    _put_messages(work, arrival, 0 if last is None else last[0][1] + 1, messages)
+    work.put(TASKS, arrival, dataclasses.replace(task, updated_at=work.now(), **budget), task)
+
+
+def _with_messages(work: Work, task: QueuedTask) -> QueuedTask:
+    """Fill in the messages; the record is fresh from the store, so nobody else holds it."""
+    assert task.arrival is not None
+    task.messages = [message for _, message in work.scan(TASK_MESSAGES, (task.arrival,), (task.arrival + 1,))]
+    return task
+
+
+def _find(work: Work, id: str) -> tuple[int, QueuedTask]:  # noqa: A002  # as above
+    arrival = work.view(TASK_IDS.table).get(id)
+    task = None if arrival is None else work.get(TASKS, arrival)
+    if arrival is None or task is None:
+        raise NotFoundError(Tasks.name, id)
+    return arrival, task
+
+
+def _update(work: Work, id: str, **changes: object) -> None:  # noqa: A002  # as above
+    """Change fields of a task's row; a row that has these values already is left alone, its time included."""
+    arrival, task = _find(work, id)
+    if any(getattr(task, name) != value for name, value in changes.items()):
+        changed = dataclasses.replace(task, updated_at=work.now(), **changes)  # type: ignore[arg-type]  # names of fields
+        work.put(TASKS, arrival, changed, task)
+
+
+def _queued(work: Work, status: TaskStatus) -> Iterator[int]:
+    """The arrival numbers of the tasks with a status, the first to go first."""
+    for key, _ in work.view(TASK_QUEUE.table).prefix((status.value,)):
+        yield key[3]
+
+
+def _waiting(work: Work, session_key: str) -> Iterator[tuple[int, int, str]]:
+    """(arrival, priority rank, content hash) of a session's waiting tasks, the first to go first."""
+    found = work.view(TASK_SESSIONS.table).prefix((session_key, TaskStatus.PENDING.value))
+    for (_, _, rank, arrival), content_hash in found:
+        yield arrival, rank, content_hash

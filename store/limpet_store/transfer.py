@@ -1,0 +1,249 @@
+"""Everything as JSON lines, and back.
+
+One line is one JSON object: {"table": ..., "key": ..., "row": ...}. Rows appear in the order of this module's list of
+tables and in the order of their keys, and there is nothing in the text that depends on when or where it was written:
+the same content gives the same bytes. Indexes and counters are not written, since they follow from the rows; what does
+not follow is that a generation number was used, which is the table "generations" here.
+
+  store        {"table":"store","key":"schema","row":{"version":1}}        the first line
+  sessions     row: the record
+  generations  key: [session key, generation], row: the next sequence number
+  messages     key: [session key, seq], row: the message
+  archive      key: [session key, generation, seq], row: [stored_at, message]
+  tasks        key: arrival number, row: [attempts, task with its messages]
+  jobs         key: id, row: [version, job]
+  idempotency  key: the key, row: Unix seconds
+  pairing, kv, aliases, permissions, cron, quarantine    key and row as they are stored; opaque text as a JSON string
+
+Importing adds to what is there. A line whose row is there already changes nothing, so that importing twice is importing
+once. A line that contradicts what is there (another message under the same number) is an error of that line; a
+session's numbers are raised, never lowered; other rows are replaced by the line's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from . import history, sessions, tasks, wire
+from .errors import ConflictError, UndecodableError
+from .records import ExternalJob, QueuedTask, SessionMeta
+from .schema import (
+    ACTIVE,
+    ALIASES,
+    ARCHIVE,
+    COUNTERS,
+    CRON,
+    IDEMPOTENCY,
+    JOBS,
+    KV,
+    MESSAGES,
+    PAIRING,
+    PERMISSIONS,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    SESSIONS,
+    TASKS,
+    Counter,
+    Rows,
+    envelope,
+)
+from .work import Work
+
+
+
+@dataclass(slots=True)
+class ImportReport:
+    """What became of an import.
+
+    lines    lines read, empty ones not counted
+    changed  lines that changed something; 0 when everything was there already
+    errors   (line number from 1, what was wrong) of the lines that were left out
+    """
+
+    lines: int = 0
+    changed: int = 0
+    errors: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no line was left out."""
+        return not self.errors
+
+
+class _Table(NamedTuple):
+    name: str
+    dump: Callable[[Work], Iterator[tuple[str, str]]]  # (key, row) as JSON text
+    load: Callable[[Work, Any, Any], bool]  # whether it changed something
+
+
+def export_lines(work: Work) -> Iterator[str]:
+    """Every row of a snapshot as a line of JSON, without the line's end."""
+    for table in _TABLES:
+        for key, row in table.dump(work):
+            yield f'{{"table":"{table.name}","key":{key},"row":{row}}}'
+
+
+def import_line(work: Work, line: str | bytes) -> bool:
+    """Take one line in.
+
+    returns  whether it changed something
+    raises   ValueError, TypeError or a StoreError that says what is wrong with it; use a savepoint
+    """
+    value = wire.loads(line)
+    if not (isinstance(value, dict) and value.keys() == {"table", "key", "row"}):
+        raise UndecodableError('not of the form {"table": ..., "key": ..., "row": ...}')
+    table = _BY_NAME.get(value["table"]) if isinstance(value["table"], str) else None
+    if table is None:
+        raise UndecodableError(f"there is no table {value['table']!r}")
+    return table.load(work, value["key"], value["row"])
+
+
+# --- the tables one by one -------------------------------------------------------------------------------------------
+
+
+def _key_json(key: object) -> str:
+    return wire.encode(list(key) if isinstance(key, tuple) else key)
+
+
+def _shaped(key: Any, *kinds: type) -> Any:
+    """A key of these types, a tuple when there are several; UndecodableError when it is not."""
+    if len(kinds) == 1:
+        if type(key) is not kinds[0]:
+            raise UndecodableError(f"the key is {kinds[0].__name__}, not {key!r}")
+        return key
+    if not (isinstance(key, list) and [type(part) for part in key] == list(kinds)):
+        raise UndecodableError(f"the key is [{', '.join(kind.__name__ for kind in kinds)}], not {key!r}")
+    return tuple(key)
+
+
+def _plain(rows: Rows[Any, Any], *kinds: type, text: bool = False, keep: bool = False) -> _Table:
+    """A table whose rows are dumped as they are stored.
+
+    kinds  the types of the key's elements
+    text   the row is opaque text, and a JSON string in the line
+    keep   a row that is there already must not be another one
+    """
+
+    def dump(work: Work) -> Iterator[tuple[str, str]]:
+        for key, raw in work.view(rows.table).items():
+            if work.decode(rows, key, raw) is not None:
+                yield _key_json(key), wire.encode(raw.decode()) if text else raw.decode()
+
+    def load(work: Work, key: Any, row: Any) -> bool:
+        shaped = _shaped(key, *kinds)
+        if text and not isinstance(row, str):
+            raise UndecodableError(f"the row is text, not {type(row).__name__}")
+        record = row if text else rows.decode(shaped, wire.dumps(row).encode())
+        old = work.get(rows, shaped)
+        if keep and old is not None and old != record:
+            raise UndecodableError(f"{rows.name} has another row under {key!r}")
+        return work.put(rows, shaped, record, old)
+
+    return _Table(rows.name, dump, load)
+
+
+def _dump_store(_work: Work) -> Iterator[tuple[str, str]]:
+    yield '"schema"', wire.encode({"version": SCHEMA_VERSION})
+
+
+def _load_store(_work: Work, key: Any, row: Any) -> bool:
+    version = row.get("version") if isinstance(row, dict) else None
+    if key == "schema" and version != SCHEMA_VERSION:
+        raise UndecodableError(f"the lines are of version {version}, this release reads {SCHEMA_VERSION}")
+    return False
+
+
+def _dump_sessions(work: Work) -> Iterator[tuple[str, str]]:
+    for key, meta in work.scan(SESSIONS):
+        yield _key_json(key), meta.to_json()
+
+
+def _load_session(work: Work, key: Any, row: Any) -> bool:
+    return sessions.put(work, _shaped(key, str), SessionMeta.from_dict(row))
+
+
+def _dump_generations(work: Work) -> Iterator[tuple[str, str]]:
+    for key in work.view(COUNTERS.table):
+        if key[1] != ACTIVE:
+            counter = work.counter(*key)
+            yield _key_json(key), str(0 if counter is None else counter.next_seq)
+
+
+def _load_generation(work: Work, key: Any, row: Any) -> bool:
+    session_key, generation = _shaped(key, str, int)
+    if type(row) is not int or row < 0 or generation <= ACTIVE:
+        raise UndecodableError("a generation counts from 1, and its row is its next sequence number")
+    counter = work.counter(session_key, generation)
+    if counter is not None and counter.next_seq >= row:
+        return False
+    raised = (counter or Counter(first_seq=row))._replace(next_seq=row)
+    return work.put(COUNTERS, (session_key, generation), raised, counter)
+
+
+def _load_message(work: Work, key: Any, row: Any) -> bool:
+    session_key, seq = _shaped(key, str, int)
+    return history.restore(work, MESSAGES, (session_key, seq), row)
+
+
+def _load_archived(work: Work, key: Any, row: Any) -> bool:
+    shaped = _shaped(key, str, int, int)
+    if shaped[1] <= ACTIVE:
+        raise UndecodableError(f"a generation counts from 1, not from {shaped[1]}")
+    return history.restore(work, ARCHIVE, shaped, ARCHIVE.decode(shaped, wire.dumps(row).encode()))
+
+
+def _dump_tasks(work: Work) -> Iterator[tuple[str, str]]:
+    for arrival in work.view(TASKS.table):
+        task = tasks.load(work, arrival)
+        if task is not None:
+            yield str(arrival), envelope(task.attempts, task.to_json())
+
+
+def _load_task(work: Work, key: Any, row: Any) -> bool:
+    attempts, value = _pair(row)
+    task = QueuedTask.from_dict(value)
+    task.attempts, task.arrival = attempts, _shaped(key, int)
+    return tasks.write(work, task)
+
+
+def _load_job(work: Work, key: Any, row: Any) -> bool:
+    version, value = _pair(row)
+    job = ExternalJob.from_dict(value)
+    job.version = version
+    if job.id != key:
+        raise UndecodableError(f"the key is {key!r}, the job's id {job.id!r}")
+    old = work.get(JOBS, key)
+    if old is not None and old.version > version:
+        raise ConflictError("jobs", job.id, expected=version, found=old.version)
+    return work.put(JOBS, key, job, old)
+
+
+def _pair(row: Any) -> tuple[int, Any]:
+    if not (isinstance(row, list) and len(row) == 2 and type(row[0]) is int):
+        raise UndecodableError("the row is [number, record]")
+    return row[0], row[1]
+
+
+def _as_stored(table: _Table, rows: Rows[Any, Any], load: Callable[[Work, Any, Any], bool]) -> _Table:
+    return _Table(rows.name, table.dump, load)
+
+
+_TABLES: tuple[_Table, ...] = (
+    _Table("store", _dump_store, _load_store),
+    _Table("sessions", _dump_sessions, _load_session),
+    _as_stored(_plain(ARCHIVE, str, int, int), ARCHIVE, _load_archived),
+    _as_stored(_plain(MESSAGES, str, int), MESSAGES, _load_message),
+    _Table("generations", _dump_generations, _load_generation),
+    _plain(PAIRING, str, str),
+    _plain(KV, str, text=True),
+    _plain(ALIASES, str, text=True),
+    _Table("tasks", _dump_tasks, _load_task),
+    _as_stored(_plain(JOBS, str), JOBS, _load_job),
+    _plain(IDEMPOTENCY, str),
+    _plain(PERMISSIONS, str, str, text=True),
+    _plain(CRON, str, text=True),
+    _plain(QUARANTINE, int, keep=True),
+)
+_BY_NAME = {table.name: table for table in _TABLES}

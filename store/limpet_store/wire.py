@@ -1,0 +1,112 @@
+"""JSON text as the rows have it: compact, UTF-8 unescaped, keys in the order of the value.
+
+The text is what serde_json writes for the same value, so that files can be compared byte for byte with those of the
+reference store (floats excepted: an exponent is `1e+16` here and `1e16` there). What serde could not hold is refused
+on the way in: NaN and infinities, lone surrogates, integers outside [-2^63, 2^64), keys that are not text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from .errors import UndecodableError, UnstorableError
+
+INT_MIN = -(2**63)  # the smallest i64
+INT_MAX = 2**64 - 1  # the largest u64
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+# A number that may lie outside the range has at least 19 digits. Looking for them in the finished text runs in C; only a
+# text that has them is walked value by value.
+_MANY_DIGITS = re.compile(r"[0-9]{19}")
+
+
+def dumps(value: object) -> str:
+    """Write a value as compact JSON text.
+
+    value    None, bool, int, float, str, list, tuple (read back as a list) or dict with text keys, nested freely
+    returns  the text
+    raises   UnstorableError (a ValueError) when JSON, or serde, cannot hold it
+    cost     one pass of the C encoder, one over the containers for their keys
+    """
+    text = encode(value)
+    if not text.isascii():
+        check_text(text)
+    _check_tree(value, _MANY_DIGITS.search(text) is not None)
+    return text
+
+
+def encode(value: object) -> str:
+    """Write a value as `dumps` does, trusting that text, integers and keys have been checked."""
+    try:
+        return _encode(value)
+    except (ValueError, TypeError) as error:
+        raise UnstorableError(str(error)) from error
+    except RecursionError as error:
+        raise UnstorableError("nested too deeply for JSON") from error
+
+
+def check(value: object) -> None:
+    """Raise UnstorableError when `dumps` would."""
+    dumps(value)
+
+
+def check_text(text: str) -> str:
+    """Return the text unless UTF-8 cannot hold it: a lone surrogate is an UnstorableError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnstorableError(f"lone surrogate {text[error.start]!r} at {error.start}: UTF-8 cannot hold it") from error
+    return text
+
+
+def check_int(value: int) -> int:
+    """Return the integer unless it needs more than 64 bits: then UnstorableError."""
+    if not INT_MIN <= value <= INT_MAX:
+        raise UnstorableError(f"integer {value} is outside [{INT_MIN}, {INT_MAX}]")
+    return value
+
+
+def _check_tree(value: object, check_ints: bool) -> None:
+    """Refuse what the C encoder lets through: keys that are not text, and integers that are too large."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            if type(key) is not str:
+                raise UnstorableError(f"key {key!r} is {type(key).__name__}, JSON keys are text")
+            if check_ints or isinstance(child, (dict, list, tuple)):
+                _check_tree(child, check_ints)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            if check_ints or isinstance(child, (dict, list, tuple)):
+                _check_tree(child, check_ints)
+    elif check_ints and isinstance(value, int):
+        check_int(value)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+def loads(text: str | bytes) -> Any:
+    """Read JSON text, or its UTF-8 bytes.
+
+    returns  the value, with its keys in the order of the text
+    raises   UndecodableError when it is not JSON
+    """
+    try:
+        return _decode(text if isinstance(text, str) else text.decode())
+    except (ValueError, RecursionError) as error:
+        raise UndecodableError(f"not JSON: {error}") from error
+
+
+def decode_text(raw: bytes) -> str:
+    """Read UTF-8 bytes as text; UndecodableError when they are not."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise UndecodableError(f"not UTF-8: {error}") from error

@@ -1,0 +1,283 @@
+"""One open transaction as the families see it: rows in and out, their indexes, and whether anything changed.
+
+Rules kept here and nowhere else:
+
+  - A row and the index entries that follow from it change together (`put`, `remove`).
+  - Writing what is already there is no change; a transaction without a change is not committed.
+  - A row that cannot be decoded stops nobody. A read skips it, logs it once and remembers it; the next write to its
+    family moves it, text and all, to the quarantine table. A write that meets one moves it at once.
+  - A method that raises leaves no trace, even when the caller goes on and commits (`run`).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from limpet import ReadOnlyError, Table
+
+from .errors import UndecodableError
+from .schema import ACTIVE, ARCHIVE, COUNTERS, MESSAGES, QUARANTINE, TASK_MESSAGES, TASKS, Counter, Rows
+
+logger = logging.getLogger("limpet_store")
+
+K = TypeVar("K")
+R = TypeVar("R")
+
+
+@dataclass(slots=True)
+class Context:
+    """What all transactions of one open store share.
+
+    clock     gives Unix seconds
+    suspects  family -> undecodable rows that reads have met: (table name, key) -> its Rows
+    logged    undecodable rows that the log already knows
+    """
+
+    clock: Callable[[], float]
+    suspects: dict[str, dict[tuple[str, Any], Rows[Any, Any]]] = field(default_factory=dict)
+    logged: set[tuple[str, Any]] = field(default_factory=set)
+
+
+class Work:
+    """One engine transaction with the store's rules. Belongs to one thread at a time; ends with its transaction."""
+
+    __slots__ = ("engine", "context", "writable", "changed", "_views", "_undo", "_setting_aside")
+
+    def __init__(self, engine: Any, context: Context, *, writable: bool) -> None:
+        self.engine = engine
+        self.context = context
+        self.writable = writable
+        self.changed = False
+        self._views: dict[str, Any] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._setting_aside = False
+
+    # --- running ---------------------------------------------------------------------------------------------------
+
+    def now(self) -> int:
+        """The store's time in Unix seconds."""
+        return int(self.context.clock())
+
+    def run(
+        self, family: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool
+    ) -> Any:
+        """Run a family's method in this transaction; see `family.Scope`."""
+        if not writes:
+            return body(family, *args, **kwargs)
+        with self.savepoint():
+            return self.write(family, body, args, kwargs)
+
+    def write(self, family: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a writing method that needs no savepoint, since the transaction ends with it."""
+        if not self.writable:
+            raise ReadOnlyError(f"{family.name}: a write in a read transaction")
+        if self.context.suspects.get(family.name):
+            self._quarantine_suspects(family.name)
+        before, self._setting_aside = self._setting_aside, True
+        try:
+            return body(family, *args, **kwargs)
+        finally:
+            self._setting_aside = before
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what happens inside when it raises, records that were given back included."""
+        changed, undo_count = self.changed, len(self._undo)
+        try:
+            with self.engine.savepoint():
+                yield
+        except BaseException:
+            self.changed = changed
+            self.undo(undo_count)
+            raise
+
+    def on_undo(self, action: Callable[[], None]) -> None:
+        """Have something done when the change that was just made does not come to pass."""
+        self._undo.append(action)
+
+    def undo(self, keep: int = 0) -> None:
+        """Do what was asked for with `on_undo`, the latest first, except for the first `keep` of them."""
+        while len(self._undo) > keep:
+            self._undo.pop()()
+
+    # --- rows ------------------------------------------------------------------------------------------------------
+
+    def view(self, table: Table) -> Any:
+        """The engine's view of a table, opened once for each transaction."""
+        found = self._views.get(table.name)
+        if found is None:
+            found = self._views[table.name] = self.engine[table]
+        return found
+
+    def get(self, rows: Rows[K, R], key: K) -> R | None:
+        """A row's record; None when there is none, or none that can be decoded."""
+        raw = self.view(rows.table).get(key)
+        return None if raw is None else self.decode(rows, key, raw)
+
+    def decode(self, rows: Rows[K, R], key: K, raw: bytes) -> R | None:
+        """A row's record; None when it cannot be decoded, which has then been seen to."""
+        try:
+            return rows.decode(key, raw)
+        except UndecodableError as error:
+            if self._setting_aside:
+                self.set_aside(rows, key, raw, error)
+            else:
+                self._suspect(rows, key, error)
+            return None
+
+    def scan(
+        self, rows: Rows[K, R], start: object = None, stop: object = None, *, reverse: bool = False
+    ) -> Iterator[tuple[K, R]]:
+        """The rows with start <= key < stop that can be decoded, in the order of their keys."""
+        for key, raw in self.view(rows.table).range(start, stop, reverse=reverse):
+            decoded = self.decode(rows, key, raw)
+            if decoded is not None:
+                yield key, decoded
+
+    def put(self, rows: Rows[K, R], key: K, record: R, old: R | None) -> bool:
+        """Write a row and its index entries.
+
+        old      the record that is stored now, None when there is none
+        returns  False when exactly this is stored already, and then nothing is written
+        raises   TypeError or ValueError when the record cannot be stored, and then nothing is written
+        """
+        raw = rows.encode(record).encode()
+        view = self.view(rows.table)
+        if old is not None and view.get(key) == raw:
+            return False
+        view[key] = raw
+        for index in rows.indexes:
+            after = dict(index.entries(key, record))
+            before = dict(index.entries(key, old)) if old is not None else {}
+            if before != after:
+                entries = self.view(index.table)
+                for entry in before:
+                    if entry not in after:
+                        entries.pop(entry, None)
+                for entry, value in after.items():
+                    if before.get(entry) != value:
+                        entries[entry] = value
+        self.changed = True
+        return True
+
+    def remove(self, rows: Rows[K, R], key: K, old: R) -> None:
+        """Delete a row and its index entries; `old` is the record that is stored now."""
+        self.view(rows.table).pop(key, None)
+        for index in rows.indexes:
+            entries = self.view(index.table)
+            for entry, _ in index.entries(key, old):
+                entries.pop(entry, None)
+        self.changed = True
+
+    def remove_range(self, rows: Rows[K, R], start: object, stop: object) -> int:
+        """Delete the rows with start <= key < stop of a table without indexes; returns how many."""
+        assert not rows.indexes
+        count: int = self.view(rows.table).delete_range(start, stop)
+        if count:
+            self.changed = True
+        return count
+
+    # --- rows that cannot be decoded ---------------------------------------------------------------------------------
+
+    def _suspect(self, rows: Rows[K, R], key: K, error: UndecodableError) -> None:
+        name = (rows.name, key)
+        if name not in self.context.logged:
+            self.context.logged.add(name)
+            logger.warning("skipped a row of table %s that cannot be decoded, key %r: %s", rows.name, key, error)
+        self.context.suspects.setdefault(rows.family, {})[name] = rows
+
+    def _quarantine_suspects(self, family: str) -> None:
+        """Move what reads have met; a suspect is forgotten once it is seen to be gone or mended."""
+        suspects = self.context.suspects[family]
+        for (name, key), rows in list(suspects.items()):
+            raw = self.view(rows.table).get(key)
+            try:
+                if raw is not None:
+                    rows.decode(key, raw)
+                suspects.pop((name, key), None)
+            except UndecodableError as error:
+                self.set_aside(rows, key, raw, error)
+
+    def set_aside(self, rows: Rows[K, R], key: K, raw: bytes, error: UndecodableError) -> None:
+        """Move a row that cannot be decoded to the quarantine table.
+
+        cost  its index entries cannot be derived, so each index of the table is searched for them: O(rows), once in
+              the life of a damaged row
+        """
+        entry: dict[str, Any] = {
+            "table": rows.name,
+            "key": list(key) if isinstance(key, tuple) else [key],
+            "at": self.now(),
+            "reason": str(error),
+        }
+        try:
+            entry["text"] = raw.decode()
+        except UnicodeDecodeError:
+            entry["base64"] = base64.b64encode(raw).decode()
+        last = self.view(QUARANTINE.table).last()
+        self.put(QUARANTINE, 1 if last is None else last[0] + 1, entry, None)
+        self.view(rows.table).pop(key, None)
+        for index in rows.indexes:
+            entries = self.view(index.table)
+            for found in [item for item, value in entries.items() if index.owner(item, value) == key]:
+                entries.pop(found, None)
+        logger.error("moved a row of table %s to quarantine, key %r: %s", rows.name, key, error)
+        if rows.counter is not None:
+            self._recount(rows.counter(key))
+        if rows is TASKS:  # a task's messages mean nothing without it
+            self._set_aside_task_messages(key)
+
+    def _set_aside_task_messages(self, arrival: Any) -> None:
+        error = UndecodableError("its task is in quarantine")
+        for key, raw in list(self.view(TASK_MESSAGES.table).prefix((arrival,))):
+            self.set_aside(TASK_MESSAGES, key, raw, error)
+
+    # --- counters --------------------------------------------------------------------------------------------------
+
+    def counter(self, session_key: str, generation: int) -> Counter | None:
+        """The counter of a session's generation, or of its active rows (generation ACTIVE); None when it has none.
+
+        A counter that cannot be decoded says nothing that the rows do not: they are counted instead.
+        """
+        raw = self.view(COUNTERS.table).get((session_key, generation))
+        if raw is None:
+            return None
+        try:
+            return COUNTERS.decode((session_key, generation), raw)
+        except UndecodableError:
+            return self.count(session_key, generation)
+
+    def count(self, session_key: str, generation: int) -> Counter:
+        """Count the rows of a session's generation, or its active rows; costs O(rows), nothing but damage asks for it."""
+        if generation == ACTIVE:
+            return count_rows(MESSAGES, self.view(MESSAGES.table).prefix((session_key,)))
+        return count_rows(ARCHIVE, self.view(ARCHIVE.table).prefix((session_key, generation)))
+
+    def _recount(self, key: tuple[str, int]) -> None:
+        old = self.counter(*key)
+        counter = self.count(*key)
+        if old is not None and old.next_seq > counter.next_seq:
+            counter = counter._replace(next_seq=old.next_seq)
+        if not counter.count:
+            counter = counter._replace(first_seq=counter.next_seq)
+        self.put(COUNTERS, key, counter, old)
+
+
+def count_rows(rows: Rows[Any, Any], found: Iterable[tuple[Any, bytes]]) -> Counter:
+    """The counter of these rows of MESSAGES or ARCHIVE, all of one session and generation, in order."""
+    count = size = first_seq = next_seq = 0
+    oldest_at = 0 if rows is MESSAGES else None
+    for key, raw in found:
+        seq = key[-1]
+        if not count:
+            first_seq = seq
+        if oldest_at is None:
+            with contextlib.suppress(UndecodableError):
+                oldest_at = rows.decode(key, raw).stored_at
+        count, size, next_seq = count + 1, size + len(raw), seq + 1
+    return Counter(count, size, first_seq, next_seq, oldest_at or 0)
