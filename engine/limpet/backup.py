@@ -8,6 +8,7 @@ its name only when it is whole and synced, so a crash leaves at most a `.new` fi
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -228,7 +229,9 @@ class _Builder:
 
     def _branch(self, number: int, level: _Level, tree_id: int) -> Ref:
         pgno = self._take(1)
-        body = encode_branch(number, level.keys, level.children, pgno, tree_id, self._stamp, self._page_size)
+        body = encode_branch(
+            number, level.keys, array("Q", level.children), pgno, tree_id, self._stamp, self._page_size
+        )
         return self._keep(body, pgno)
 
     def _overflow(self, value: bytes, tree_id: int) -> Overflow:

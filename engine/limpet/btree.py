@@ -21,10 +21,12 @@ Throughout, `read(ref)` gives the decoded node behind a reference.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import Any
 
 from .errors import CorruptError
 from .format import END_SIZE, REF_SIZE, Pgno, Ref, ref_pgno
@@ -33,9 +35,11 @@ from .node import (
     Leaf,
     Node,
     Overflow,
+    WarmLeaf,
     branch_payload,
     encode_branch,
     encode_leaf,
+    finish_leaf,
     leaf_payload,
     patch_branch,
     separator,
@@ -46,6 +50,7 @@ Changes = dict[bytes, bytes | None]  # None: delete
 
 _THIN = 4  # a node that shrank below 1/4 of its page is joined with a neighbour
 _CACHED_SCAN = 8  # leaves of one scan that enter the cache; a longer scan would only wash it out
+_WARM_AFTER = 2  # look-ups; one that is repeated will be again
 _CACHED_SEAL = 64  # nodes of one commit that enter the cache, for the same reason
 _RUN_TAIL = 2  # bytes at the end of a key that may differ within a run
 
@@ -56,24 +61,28 @@ _RUN_TAIL = 2  # bytes at the end of a key that may differ within a run
 def get(pager: Pager, root: int, tree_id: int, key: bytes) -> bytes | None:
     """The stored value of `key` (an Overflow if it lives elsewhere), or None.
 
+    root     0: an empty tree
     cost     depth times a binary search: about 1 us when cached
     """
+    if not root:
+        return None
     hot = pager.hot
-    node = hot.get(root) or pager.node(root, tree_id)
+    ref = root
+    node: Any = hot.get(ref) or pager.node(ref, tree_id)  # Any: asserting the class would take a tenth of the time
     level = node.level
     while level:
-        assert type(node) is Branch
         ref = node.children[bisect_right(node.keys, key)]
         node = hot.get(ref) or pager.node(ref, tree_id)
         level -= 1
         if node.level != level:
             raise wrong_level(ref, level, node.level)
-    assert type(node) is Leaf
-    keys = node.keys
-    index = bisect_left(keys, key)
-    if index < len(keys) and keys[index] == key:
-        return node.value(index)
-    return None
+    if type(node) is WarmLeaf:
+        return node.entries.get(key)
+    node.hits += 1
+    if node.hits > _WARM_AFTER:
+        pager.warm(ref, node)
+    stored: bytes | None = node.get(key)
+    return stored
 
 
 def scan(
@@ -90,15 +99,14 @@ def scan(
     leaf_count = 0
     while True:
         fetch = pager.node if leaf_count < _CACHED_SCAN else pager.passing_node
-        while type(node) is Branch:
+        while isinstance(node, Branch):
             if bound is not None:
                 index = bisect_left(node.keys, bound) if reverse else bisect_right(node.keys, bound)
             else:
                 index = len(node.children) - 1 if reverse else 0
             path.append((node, index))
             node = _child(fetch, node, index, tree_id)
-        assert type(node) is Leaf
-        keys = node.keys
+        keys = node.keys()
         start = bisect_left(keys, low) if low is not None else 0
         stop = bisect_left(keys, high) if high is not None else len(keys)
         if stop - start == len(keys):
@@ -146,12 +154,11 @@ def page_refs(pager: Pager, root: int, tree_id: int) -> Iterator[Pgno | Overflow
         ref = waiting.pop()
         node = pager.passing_node(ref, tree_id)
         yield ref_pgno(ref)
-        if type(node) is Branch:
+        if isinstance(node, Branch):
             for index in range(len(node.children)):
                 _child(pager.passing_node, node, index, tree_id)
             waiting.extend(node.children)
         else:
-            assert type(node) is Leaf
             for index in node.overflow:
                 record = node.value(index)
                 assert type(record) is Overflow
@@ -169,6 +176,21 @@ class DraftLeaf:
     values: list[bytes]
     thin: bool = False  # shrank, and is small enough to be joined with a neighbour
     level = 0
+
+
+@dataclass(slots=True)
+class DraftPath:
+    """One entry of one leaf changes, and what comes out fits: the path from the root down, to be patched.
+
+    branches  (branch, index of the child that the path goes through), from the root down
+    """
+
+    branches: list[tuple[Branch, int]]
+    leaf: Leaf
+    index: int
+    key: bytes
+    value: bytes | None
+    replace: bool
 
 
 @dataclass(slots=True)
@@ -202,7 +224,7 @@ class Edit:
     drafts   number of drafts, each of which needs a page
     """
 
-    root: Child
+    root: Child | DraftPath
     freed: list[int] = field(default_factory=list)
     dropped: list[Overflow] = field(default_factory=list)
     delta: int = 0
@@ -218,17 +240,55 @@ def apply(read: Callable[[int], Node], page_size: int, root: int, changes: Chang
     cost     each affected node is read, merged and drafted once
     """
     edit = Edit(root)
-    if not changes:
+    if not changes or (len(changes) == 1 and root and _draft_path(read, page_size, root, changes, edit)):
         return edit
     editor = _Editor(read, page_size, changes, edit)
     children, keys = editor.edit(root, 0, len(editor.keys)) if root else editor.fresh()
     while len(children) > 1:
         children, keys = editor.cut_branch(_level(children[0]) + 1, keys, children, append=not root)
-    edit.root = children[0] if children else 0
-    while isinstance(edit.root, DraftBranch) and edit.root.patched is None and len(edit.root.children) == 1:
-        edit.root = edit.root.children[0]  # a branch over a single child adds nothing
-    edit.drafts = _count(edit.root)
+    top = children[0] if children else 0
+    while isinstance(top, DraftBranch) and top.patched is None and len(top.children) == 1:
+        top = top.children[0]  # a branch over a single child adds nothing
+    edit.root = top
+    edit.drafts = _count(top)
     return edit
+
+
+def _draft_path(read: Callable[[int], Node], page_size: int, root: int, changes: Changes, edit: Edit) -> bool:
+    """The commit of a single key: where nothing splits or is joined, nodes are patched, not decoded.
+
+    returns  whether this is such a case; `edit` then holds the result
+    cost     a third of the general case: 25 us instead of 70 at depth 3
+    """
+    ((key, value),) = changes.items()
+    branches: list[tuple[Branch, int]] = []
+    freed = [root]
+    node = read(root)
+    while isinstance(node, Branch):
+        index = bisect_right(node.keys, key)
+        branches.append((node, index))
+        ref = node.children[index]
+        freed.append(ref)
+        child = read(ref)
+        if child.level != node.level - 1:
+            raise wrong_level(ref, node.level - 1, child.level)
+        node = child
+    if type(node) is not Leaf or node.overflow or type(value) is Overflow:
+        return False
+    at, there = node.place(key)
+    size = node.used
+    if there:
+        size -= node.entry_size(at)
+    if value is not None:
+        size += len(key) + len(value) + 2 * END_SIZE
+    payload = leaf_payload(page_size)
+    if size > payload or (value is None and (not there or size * _THIN < payload)):
+        return False
+    edit.root = DraftPath(branches, node, at, key, value, there)
+    edit.freed = freed
+    edit.delta = (value is not None) - there
+    edit.drafts = len(freed)
+    return True
 
 
 def _level(child: Child) -> int:
@@ -239,7 +299,7 @@ def _level(child: Child) -> int:
 def _count(child: Child) -> int:
     if isinstance(child, int):
         return 0
-    if isinstance(child, DraftLeaf):
+    if not isinstance(child, DraftBranch):
         return 1
     below = child.children if child.patched is None else child.patches.values()
     return 1 + sum(_count(grandchild) for grandchild in below if not isinstance(grandchild, int))
@@ -263,32 +323,33 @@ class _Editor:
         self.result.delta += len(keys)
         return self.cut_leaf(keys, values, append=True)
 
-    def edit(self, ref: int, low: int, high: int) -> tuple[list[Child], list[bytes]]:
-        """Apply changes [low, high) to the node behind `ref`."""
+    def edit(self, ref: int, low: int, high: int, level: int | None = None) -> tuple[list[Child], list[bytes]]:
+        """Apply changes [low, high) to the node behind `ref`, which should have `level`."""
         node = self.read(ref)
-        if type(node) is Leaf:
-            return self.edit_leaf(ref, node, low, high)
-        assert type(node) is Branch
-        return self.edit_branch(ref, node, low, high)
+        if level is not None and node.level != level:
+            raise wrong_level(ref, level, node.level)
+        if isinstance(node, Branch):
+            return self.edit_branch(ref, node, low, high)
+        return self.edit_leaf(ref, node, low, high)
 
     # Leaves.
 
-    def edit_leaf(self, ref: int, leaf: Leaf, low: int, high: int) -> tuple[list[Child], list[bytes]]:
+    def edit_leaf(self, ref: int, leaf: Leaf | WarmLeaf, low: int, high: int) -> tuple[list[Child], list[bytes]]:
         self.result.freed.append(ref)
-        old_keys = leaf.keys
+        old_keys = leaf.keys()
         append = not old_keys or self.keys[low] > old_keys[-1]
         if high - low == 1:
-            keys, values, at = self._change_one(leaf, self.keys[low])
+            keys, values, at = self._change_one(leaf, old_keys, self.keys[low])
         else:
-            keys, values = self._change_many(leaf, self.keys[low:high])
+            keys, values = self._change_many(leaf, old_keys, self.keys[low:high])
             at = -1
-        self.result.delta += len(keys) - len(old_keys)
-        if not append and len(keys) > len(old_keys) and at > 0 and _continues_run(keys[at - 1], keys[at]):
+        self.result.delta += len(keys) - leaf.count
+        if not append and len(keys) > leaf.count and at > 0 and _continues_run(keys[at - 1], keys[at]):
             return self.cut_leaf(keys, values, split_at=at + 1)
-        return self.cut_leaf(keys, values, append=append, shrank=len(keys) <= len(old_keys))
+        return self.cut_leaf(keys, values, append=append, shrank=len(keys) <= leaf.count)
 
-    def _change_one(self, leaf: Leaf, key: bytes) -> tuple[list[bytes], list[bytes], int]:
-        keys, values = leaf.keys, leaf.values()
+    def _change_one(self, leaf: Leaf | WarmLeaf, keys: list[bytes], key: bytes) -> tuple[list[bytes], list[bytes], int]:
+        values = leaf.values()
         at = bisect_left(keys, key)
         new = self.changes[key]
         if at < len(keys) and keys[at] == key:
@@ -299,13 +360,14 @@ class _Editor:
                 return keys[:at] + keys[at + 1 :], values[:at] + values[at + 1 :], at
             values[at] = new
         elif new is not None:
-            keys = keys.copy()
             keys.insert(at, key)
             values.insert(at, new)
         return keys, values, at
 
-    def _change_many(self, leaf: Leaf, changed: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-        entries: dict[bytes, bytes | None] = dict(zip(leaf.keys, leaf.values(), strict=True))
+    def _change_many(
+        self, leaf: Leaf | WarmLeaf, old_keys: list[bytes], changed: list[bytes]
+    ) -> tuple[list[bytes], list[bytes]]:
+        entries: dict[bytes, bytes | None] = dict(zip(old_keys, leaf.values(), strict=True))
         if leaf.overflow:
             for key in changed:
                 old = entries.get(key)
@@ -330,8 +392,12 @@ class _Editor:
         if not keys:
             return [], []
         fixed = 2 * END_SIZE
+        has_overflow = Overflow in set(map(type, values))
+        size = sum(map(len, keys)) + sum(map(len, values)) + fixed * len(keys)
+        if size <= self.leaf_payload and not has_overflow:
+            return [DraftLeaf(keys, values, shrank and size * _THIN < self.leaf_payload)], []
         sizes = [len(key) + len(value) + fixed for key, value in zip(keys, values, strict=True)]
-        if Overflow in set(map(type, values)):
+        if has_overflow:
             sizes = [size + END_SIZE * (type(value) is Overflow) for size, value in zip(sizes, values, strict=True)]
         ends = list(accumulate(sizes))
         if ends[-1] <= self.leaf_payload:
@@ -353,7 +419,7 @@ class _Editor:
         while low < high:
             index = bisect_right(separators, changed[low])
             end = bisect_left(changed, separators[index], low, high) if index < len(separators) else high
-            siblings, between = self.edit(self._checked(branch, index), low, end)
+            siblings, between = self.edit(branch.children[index], low, end, branch.level - 1)
             edits.append((index, siblings, between))
             low = end
         if all(len(siblings) == 1 and not _is_thin(siblings[0]) for _, siblings, _ in edits):
@@ -370,13 +436,6 @@ class _Editor:
         self._join_thin(branch.level, keys, children)
         append = edits[-1][0] == len(branch.children) - 1 and len(edits) == 1
         return self.cut_branch(branch.level, keys, children, append=append, shrank=len(children) < len(branch.children))
-
-    def _checked(self, branch: Branch, index: int) -> int:
-        ref = branch.children[index]
-        level = self.read(ref).level
-        if level != branch.level - 1:
-            raise wrong_level(ref, branch.level - 1, level)
-        return ref
 
     def _join_thin(self, level: int, keys: list[bytes], children: list[Child]) -> None:
         """Join children that became thin with a neighbour each, in place."""
@@ -412,10 +471,9 @@ class _Editor:
         if node.level != level:
             raise wrong_level(child, level, node.level)
         self.result.freed.append(child)
-        if type(node) is Leaf:
-            return DraftLeaf(node.keys, node.values())
-        assert type(node) is Branch
-        return DraftBranch(level, node.keys, list(node.children))
+        if isinstance(node, Branch):
+            return DraftBranch(level, node.keys, list(node.children))
+        return DraftLeaf(node.keys(), node.values())
 
     def cut_branch(
         self, level: int, keys: list[bytes], children: list[Child], *, append: bool = False, shrank: bool = False
@@ -491,25 +549,45 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
             pgno = Pgno(next(places))
             body, ends, overflow = encode_leaf(child.keys, child.values, pgno, tree_id, stamp, page_size)
             ref, page = pager.seal(body, pgno)
-            node = Leaf(page, child.keys, ends, overflow)
+            node = Leaf(page, len(child.keys), ends, overflow)
         elif child.patched is not None:
             patches: dict[int, int] = {index: place(grandchild) for index, grandchild in child.patches.items()}
-            children = list(child.patched.children)
+            children = child.patched.children[:]
             for index, new in patches.items():
                 children[index] = new
             pgno = Pgno(next(places))
             ref, page = pager.seal(patch_branch(child.patched, patches, pgno, tree_id, stamp), pgno)
-            node = Branch(page, child.level, child.keys, tuple(children))
+            node = Branch(page, child.level, child.keys, children)
         else:
-            children = [place(grandchild) for grandchild in child.children]
+            children = array("Q", [place(grandchild) for grandchild in child.children])
             pgno = Pgno(next(places))
             ref, page = pager.seal(
                 encode_branch(child.level, child.keys, children, pgno, tree_id, stamp, page_size), pgno
             )
-            node = Branch(page, child.level, child.keys, tuple(children))
+            node = Branch(page, child.level, child.keys, children)
         pages[pgno] = page
         if cached:
             pager.remember(ref, node)
         return ref
 
+    if isinstance(edit.root, DraftPath):
+        return _seal_path(pager, edit.root, tree_id, stamp, pgnos)
     return place(edit.root), pages
+
+
+def _seal_path(
+    pager: Pager, path: DraftPath, tree_id: int, stamp: int, pgnos: list[int]
+) -> tuple[Ref, dict[int, bytes]]:
+    pgno = Pgno(pgnos[0])
+    content, count, ends = path.leaf.splice(path.index, path.key, path.value, replace=path.replace)
+    ref, page = pager.seal(finish_leaf(content, count, pgno, tree_id, stamp, pager.page_size), pgno)
+    pages = {pgnos[0]: page}
+    pager.remember(ref, Leaf(page, count, ends, path.leaf.overflow))
+    for number, (branch, index) in zip(pgnos[1:], reversed(path.branches), strict=True):
+        pgno = Pgno(number)
+        children = branch.children[:]
+        children[index] = ref
+        ref, page = pager.seal(patch_branch(branch, {index: ref}, pgno, tree_id, stamp), pgno)
+        pages[number] = page
+        pager.remember(ref, Branch(page, branch.level, branch.keys, children))
+    return ref, pages

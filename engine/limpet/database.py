@@ -34,10 +34,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Self
 
 from . import btree
@@ -81,6 +83,7 @@ from .format import (
     HOLDER_PGNO,
     KNOWN_READ_ONLY,
     MAX_PAGE_SIZE,
+    MAX_TXID,
     META_PGNOS,
     MIN_PAGE_SIZE,
     CatalogueEntry,
@@ -336,6 +339,7 @@ class Database:
         self._cache_size = cache_size
         self._durability = durability
         self._overlay_limit = max(1 << 20, _OVERLAY_SHARE * cache_size)
+        self._nonces = random.Random(random_bytes(8))
         self._writer = threading.Lock()
         self._writer_thread: int | None = None
         self._flush_lock = threading.Lock()
@@ -378,6 +382,7 @@ class Database:
         self._metas[1 - choice.slot] = choice.older
         self._durable_slot = choice.durable if choice.durable is not None else choice.slot
         self._durable_txid = int(meta.durable_txid)
+        self._overwritten_txid = MAX_TXID  # the oldest commit whose meta was written over and that not yet synced
         self._written_txid = int(meta.txid)
         self._clean = choice.clean
         self._last_txid = max([int(found.txid) for found in choice.found if isinstance(found, Meta)])
@@ -462,7 +467,7 @@ class Database:
         pins = self._pins
         while True:
             snapshot = self._published
-            if snapshot is None or self._failure is not None:
+            if snapshot is None:  # closed, poisoned, or inherited by a fork
                 raise self._error()
             transaction = ReadTransaction(self, snapshot)
             pins[id(transaction)] = snapshot.txid
@@ -498,7 +503,7 @@ class Database:
                     self,
                     self._tip,
                     Txid(self._last_txid + 1),
-                    int.from_bytes(random_bytes(2), "little"),
+                    self._nonces.getrandbits(16),
                     durability or self._durability,
                 )
                 self._transaction = transaction
@@ -679,13 +684,13 @@ class Database:
         if transaction is not None and transaction._open and self._writer_thread == threading.get_ident():
             transaction.abort()
         with self._writer, self._flush_lock:
-            if self._closed:
-                return
+            already, self._closed = self._closed, True
+            if already:
+                return  # another thread was faster
             try:
                 if self._failure is None and not self._read_only:
                     self._flush_locked(self._tip.txid, SYNC, clean=True)
             finally:
-                self._closed = True
                 self._failure = self._failure or ClosedError(f"the database {self._path} is closed; open it again")
                 self._published = None
                 self._pager.failure = f"the database {self._path} is closed"
@@ -769,7 +774,8 @@ class Database:
         return max((meta for meta in self._metas if meta is not None), key=lambda meta: meta.txid)
 
     def _horizon_of_metas(self) -> int:
-        return min(int(meta.txid) for meta in self._metas if meta is not None)
+        """The oldest commit whose meta may be on the disk; its pages have to stay."""
+        return min([self._overwritten_txid, *(int(meta.txid) for meta in self._metas if meta is not None)])
 
     def _reclaim(self, space: FreeSpace) -> None:
         published = self._published
@@ -802,7 +808,7 @@ class Database:
     def _allocate(self, count: int) -> list[int]:
         with self._state:
             # Behind the tree's pages, the catalogue's and the map's will want a place in the same run.
-            return self._loaded_space().allocate(count, slack=3)
+            return self._loaded_space().allocate(count, slack=2)
 
     def _allocate_run(self, count: int) -> range:
         with self._state:
@@ -985,6 +991,8 @@ class Database:
         work.catalogue_root = self._write_catalogue(work, space)
         map_root = self._write_map(work, space)
         work.unsynced = work.unsynced or bool(work.pages)
+        if not sync:
+            self._unsynced = work.unsynced  # a later flush has to sync what this one only writes
         return Meta(
             txid=tip.txid,
             nonce=self._nonce,
@@ -1016,8 +1024,8 @@ class Database:
                 changes[key] = None
         if not changes:
             return self._catalogue_root
-        edit = btree.apply(lambda ref: pager.node(ref, CATALOGUE_TREE), pager.page_size, self._catalogue_root, changes)
-        pgnos = self._take(work, space, edit.drafts, slack=2)
+        edit = btree.apply(partial(pager.node, tree_id=CATALOGUE_TREE), pager.page_size, self._catalogue_root, changes)
+        pgnos = self._take(work, space, edit.drafts, slack=1)
         root, pages = btree.seal(pager, edit, CATALOGUE_TREE, make_stamp(tip.txid, self._nonce), pgnos)
         work.pages.update(pages)
         for ref in edit.freed:
@@ -1054,11 +1062,15 @@ class Database:
     def _finish_flush(self, work: _Flush, meta: Meta, slot: int) -> None:
         """The meta is in the file: let readers see the commit."""
         assert work.tip is not None
+        overwritten = self._metas[slot]
         self._metas[slot] = meta
         self._written_txid = meta.txid
         if meta.is_durable:
             self._durable_slot = slot
             self._durable_txid = meta.txid
+            self._overwritten_txid = MAX_TXID
+        elif overwritten is not None:  # a power cut may bring it back
+            self._overwritten_txid = min(self._overwritten_txid, overwritten.txid)
         self._clean = meta.clean
         self._catalogue_root = work.catalogue_root
         self._flush_count += 1

@@ -1,81 +1,20 @@
-"""File format 1. Every byte of the file is described here and in FORMAT.md, nowhere else.
+"""File format 1 in code: structs, constants and limits, and what encodes, decodes and verifies each record.
 
-A file is a sequence of pages of one size. All integers are little-endian and unsigned.
+The byte tables are in engine/FORMAT.md and nowhere else; tests/engine/test_format_document.py compares
+them with this module. In short, a file is a sequence of pages of one size:
 
     page 0        header    written once, when the file is created, and never again
     pages 1, 2    metas     each names a whole commit; they take turns
     page 3        holder    who has the file open, as JSON text; advisory, trusted by nothing
     pages 4 ..    nodes     branch, leaf, overflow and free-space pages
 
-    header  OFFSET  SIZE  FIELD
-                 0     8  magic                  not text: newline conversion breaks it (after PNG)
-                 8     4  format_version         magic and version keep their place for ever
-                12     4  page_size              bytes; a power of two, 512 to 65536
-                16     4  checksum_kind          1 CRC-32C, 2 CRC-32; used by all pages but this
-                20     4  features_incompatible  an unknown bit: refuse the file
-                24     4  features_read_only     an unknown bit: open read-only
-                28    16  file_id                random; its checksum seeds all other checksums
-                44     8  created_us             microseconds since 1970, UTC
-                52     4  checksum               CRC-32 of bytes 0 to 51, not seeded
-
-    meta    OFFSET  SIZE  FIELD
-                 0     4  checksum               of bytes 4 to 95, seeded
-                 4     4  flags                  bit 0: written by a clean close
-                 8     8  stamp                  txid + nonce << 48
-                16     8  durable_txid           the newest commit known to be on stable storage
-                24     8  catalogue_root         reference of the tree of tables; 0: no tables
-                32     8  free_space_root        reference of the free-space map; 0: nothing free
-                40     8  high_water             first page number never used
-                48     8  free_count             pages marked in the free-space map
-                56     4  table_count
-                60     4  next_tree_id
-                64     8  commit_us              microseconds since 1970, UTC
-                72     4  slot                   own page number, 1 or 2
-                76    20  zero
-
-    page    OFFSET  SIZE  FIELD
-                 0     4  checksum               of the page from byte 4 on (overflow: of the run)
-                 4     1  kind                   1 leaf, 2 branch, 3 overflow, 4 free space
-                 5     1  level                  0 at the leaves and bitmaps
-                 6     2  count                  leaf: entries; branch, free space > 0: children
-                 8     4  pgno                   own page number
-                12     4  tree_id                0 catalogue, 1 free space, tables from 2
-                16     8  stamp                  of the commit that wrote the page
-
-    leaf        24     2  overflow_count
-                26    2n  key_ends               offset in the page of the byte after each key
-              26+2n   2n  value_ends             the same for the values
-              26+4n   2m  overflow_indexes       ascending; the values stored as overflow records
-                 ..       keys, then values      without gaps, in key order
-
-    branch      24  2n-2  key_ends               n children are divided by n - 1 separators
-              22+2n   8n  children               references
-             22+10n       separators             child i holds the keys k with
-                                                 separator[i-1] <= k < separator[i]
-
-    overflow    24     s  value                  a run of contiguous pages, one page header at its
-                                                 head, zeros behind the value
-
-    free space  24        level 0: a bitmap, bit b of byte i stands for page 8*i + b of the range;
-                          1: free. Level 1 and up: references, 0 for a range without free pages
-
-    A reference is 8 bytes: page number + checksum << 32. The checksum is the one the page
-    carries, so a reference pins the content of all pages below it.
-
-    overflow record (12 bytes, in a leaf in place of the value)
-                 0     4  value_size             bytes
-                 4     8  reference              of the first page of the run
-
-    catalogue entry: the key is the table's name in UTF-8, the value
-                 0     8  root                   reference of the table's tree; 0: empty
-                 8     8  entry_count
-                16     4  tree_id
-                20     1  value_codec            see codecs.py
-                21     1  key_shape              0: a single codec; n: a tuple of n codecs
-                22     n  key_codecs             one byte each, at least one
+All integers are little-endian and unsigned. A reference is a page number and the checksum that the
+page carries, so it pins the content of all pages below it. A stamp is a txid and 16 random bits.
 
 Invariant: each page in [4, high_water) is exactly one of: reached once from the meta, or marked
 free in its free-space map.
+
+No I/O. Nothing here believes what it decodes: a decoder checks the checksum first, then the fields.
 """
 
 from __future__ import annotations
@@ -120,14 +59,59 @@ FIRST_TABLE_TREE = 2
 
 FLAG_CLEAN = 1
 
-HEADER = struct.Struct("<8s5I16sQI")
-META = struct.Struct("<IIQQQQQQIIQI20x")
-PAGE = struct.Struct("<IBBHIIQ")
-PAGE_AFTER_CHECKSUM = struct.Struct("<BBHIIQ")
+
+def _record(*fields: tuple[str, str]) -> tuple[struct.Struct, tuple[tuple[str, int], ...]]:
+    """(name, struct code) of each field in order -> (the struct, (name, size in bytes) of each field)."""
+    sizes = tuple((name, struct.calcsize(f"<{code}")) for name, code in fields)
+    return struct.Struct("<" + "".join(code for _, code in fields)), sizes
+
+
+HEADER, HEADER_FIELDS = _record(
+    ("magic", "8s"),
+    ("format_version", "I"),
+    ("page_size", "I"),
+    ("checksum_kind", "I"),
+    ("features_incompatible", "I"),
+    ("features_read_only", "I"),
+    ("file_id", "16s"),
+    ("created_us", "Q"),
+    ("checksum", "I"),
+)
+META, META_FIELDS = _record(
+    ("checksum", "I"),
+    ("flags", "I"),
+    ("stamp", "Q"),
+    ("durable_txid", "Q"),
+    ("catalogue_root", "Q"),
+    ("free_space_root", "Q"),
+    ("high_water", "Q"),
+    ("free_count", "Q"),
+    ("table_count", "I"),
+    ("next_tree_id", "I"),
+    ("commit_us", "Q"),
+    ("slot", "I"),
+    ("zero", "20x"),
+)
+PAGE, PAGE_FIELDS = _record(
+    ("checksum", "I"),
+    ("kind", "B"),
+    ("level", "B"),
+    ("count", "H"),
+    ("pgno", "I"),
+    ("tree_id", "I"),
+    ("stamp", "Q"),
+)
+OVERFLOW_RECORD, OVERFLOW_RECORD_FIELDS = _record(("value_size", "I"), ("reference", "Q"))
+CATALOGUE_ENTRY, CATALOGUE_ENTRY_FIELDS = _record(  # one byte for each codec of the key follows
+    ("root", "Q"),
+    ("entry_count", "Q"),
+    ("tree_id", "I"),
+    ("value_codec", "B"),
+    ("key_shape", "B"),
+)
 CHECKSUM = struct.Struct("<I")
+PAGE_AFTER_CHECKSUM = struct.Struct("<" + PAGE.format[2:])  # without the "<I" that the checksum takes
 LEAF_OVERFLOW_COUNT = struct.Struct("<H")
-OVERFLOW_RECORD = struct.Struct("<IQ")
-CATALOGUE_ENTRY = struct.Struct("<QQIBB")
 
 HEADER_SIZE = HEADER.size
 META_SIZE = META.size
@@ -136,43 +120,9 @@ LEAF_ARRAYS_AT = PAGE_HEADER_SIZE + LEAF_OVERFLOW_COUNT.size
 REF_SIZE = 8
 END_SIZE = 2
 
-HEADER_FIELDS = (
-    ("magic", 8),
-    ("format_version", 4),
-    ("page_size", 4),
-    ("checksum_kind", 4),
-    ("features_incompatible", 4),
-    ("features_read_only", 4),
-    ("file_id", 16),
-    ("created_us", 8),
-    ("checksum", 4),
-)
-META_FIELDS = (
-    ("checksum", 4),
-    ("flags", 4),
-    ("stamp", 8),
-    ("durable_txid", 8),
-    ("catalogue_root", 8),
-    ("free_space_root", 8),
-    ("high_water", 8),
-    ("free_count", 8),
-    ("table_count", 4),
-    ("next_tree_id", 4),
-    ("commit_us", 8),
-    ("slot", 4),
-)
-PAGE_FIELDS = (
-    ("checksum", 4),
-    ("kind", 1),
-    ("level", 1),
-    ("count", 2),
-    ("pgno", 4),
-    ("tree_id", 4),
-    ("stamp", 8),
-)
-
 _TXID_BITS = 48
 _TXID_MASK = (1 << _TXID_BITS) - 1
+MAX_TXID = _TXID_MASK
 _PGNO_MASK = (1 << 32) - 1
 
 
@@ -300,8 +250,8 @@ def decode_header(data: bytes, path: str) -> Header:
         raise FormatError(f"{path}: the header is cut off after {len(data)} of {HEADER_SIZE} bytes")
     version = int.from_bytes(data[8:12], "little")
     if version > FORMAT_VERSION:
-        # A flipped bit in the version would read as a future format: trust it only if its checksum holds,
-        # or the header is laid out in a way that we cannot know.
+        # Where a later format keeps its checksum is not known here, so a flipped bit in the version cannot be
+        # told from a newer format. Both are refused, and the file is left as it is.
         raise FormatError(
             f"{path}: the file has format {version}, this code reads up to format {FORMAT_VERSION}; upgrade limpet"
         )

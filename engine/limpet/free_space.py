@@ -92,6 +92,7 @@ class FreeSpace:
                   or raises OSError
         """
         self._page_size = page_size
+        self._bits_per_page = bitmap_bits(page_size)
         self.high_water = high_water
         self._bits = bits
         self._bits.extend(bytes(-(-high_water // 8) - len(bits)))
@@ -115,14 +116,16 @@ class FreeSpace:
         """
         if not count:
             return []
-        start = self._find(count + slack)
-        if start is None and slack:
+        wanted = count + slack
+        start = self._find(wanted)
+        if start is None and self._reusable_count * _GROW_BELOW < self.high_water + wanted:
+            start = self._extend(wanted)
+        if start is None:
             start = self._find(count)
-        if start is None and self._reusable_count * _GROW_BELOW >= self.high_water + count:
+        if start is None:
             pieces = self._collect(count)
             if pieces is not None:
                 return pieces
-        if start is None:
             start = self._extend(count)
         self._take(start, count)
         return list(range(start, start + count))
@@ -183,10 +186,8 @@ class FreeSpace:
         if new > MAX_PAGES:
             raise OSError(f"the file cannot have more than {MAX_PAGES} pages")
         self._reserve(new)
-        for pgno in range(self.high_water, new):
-            if pgno >> 3 >= len(self._bits):
-                self._bits.append(0)
-            self._mark(pgno, free=True)
+        self._bits.extend(bytes(-(-new // 8) - len(self._bits)))
+        self.mark_free(range(self.high_water, new))
         self._reusable.extend(b"\1" * (new - self.high_water))
         self._reusable_count += new - self.high_water
         self.high_water = new
@@ -226,13 +227,27 @@ class FreeSpace:
 
     def mark_used(self, pgnos: Iterable[int]) -> None:
         """Mark pages as reached from the newest commit."""
+        bits, per_page, dirty = self._bits, self._bits_per_page, self._dirty
+        count = 0
         for pgno in pgnos:
-            self._mark(pgno, free=False)
+            mask = 1 << (pgno & 7)
+            assert bits[pgno >> 3] & mask, f"page {pgno} is handed out twice"
+            bits[pgno >> 3] ^= mask
+            dirty.add(pgno // per_page)
+            count += 1
+        self.free_count -= count
 
     def mark_free(self, pgnos: Iterable[int]) -> None:
         """Mark pages as no longer reached from the newest commit; they are not reusable by that."""
+        bits, per_page, dirty = self._bits, self._bits_per_page, self._dirty
+        count = 0
         for pgno in pgnos:
-            self._mark(pgno, free=True)
+            mask = 1 << (pgno & 7)
+            assert not bits[pgno >> 3] & mask, f"page {pgno} is freed twice"
+            bits[pgno >> 3] |= mask
+            dirty.add(pgno // per_page)
+            count += 1
+        self.free_count += count
 
     def reclaim(self, horizon: int, young_horizon: int) -> list[int]:
         """Make pending pages reusable.
@@ -287,14 +302,6 @@ class FreeSpace:
     def reusable_count(self) -> int:
         """Pages that may be handed out now."""
         return self._reusable_count
-
-    def _mark(self, pgno: int, *, free: bool) -> None:
-        byte, mask = pgno >> 3, 1 << (pgno & 7)
-        was_free = bool(self._bits[byte] & mask)
-        assert was_free != free, f"page {pgno} is {'freed' if free else 'handed out'} twice"
-        self._bits[byte] ^= mask
-        self.free_count += 1 if free else -1
-        self._dirty.add(pgno // bitmap_bits(self._page_size))
 
     # -- the map on disk -------------------------------------------------------------------------
 

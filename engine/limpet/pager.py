@@ -3,10 +3,11 @@
 A reference pins content: page number and checksum. So the cache is keyed by reference and never
 goes stale; when a page is written anew it has another reference, and the old entry ages out.
 
-The cache has two generations. What is read goes into the hot one; when that has filled half of
-the budget it becomes the cold one, and the former cold one is dropped. A hit among the cold is
-moved up. That is close to LRU and costs a hit among the hot nothing at all: it is one look-up in
-a dict, which the tree does itself (`pager.hot.get(ref)`).
+The cache has two generations, together never larger than the budget. What is read goes into the
+hot one. When the budget is spent, the cold one gives up its oldest entries; when it has none left,
+the hot one becomes the cold one. A hit among the cold is moved up. That is close to LRU, keeps
+whatever fits, and costs a hit among the hot nothing at all: it is one look-up in a dict, which the
+tree does itself (`pager.hot.get(ref)`).
 
 Held pages belong to commits that are in memory and not yet in the file.
 
@@ -36,7 +37,7 @@ from .format import (
     ref_pgno,
     seal_page,
 )
-from .node import Node, Overflow, decode_node
+from .node import Leaf, Node, Overflow, WarmLeaf, decode_node
 
 
 class Pager:
@@ -55,7 +56,7 @@ class Pager:
         self._cold: dict[int, Node] = {}
         self._hot_size = 0
         self._cold_size = 0
-        self._generation_size = cache_size // 2
+        self._cache_size = cache_size
         self._lock = threading.Lock()
         self.read_count = 0
 
@@ -138,12 +139,41 @@ class Pager:
     def remember(self, ref: int, node: Node) -> None:
         """Put a node among the hot."""
         with self._lock:
-            if ref not in self.hot:
-                self.hot[ref] = node
-                self._hot_size += node.memory
-                if self._hot_size > self._generation_size:
-                    self._cold, self._cold_size = self.hot, self._hot_size
-                    self.hot, self._hot_size = {}, 0
+            if ref in self.hot:
+                return
+            moved = self._cold.pop(ref, None)
+            if moved is not None:
+                self._cold_size -= moved.memory
+            self.hot[ref] = node
+            self._hot_size += node.memory
+            if self._hot_size + self._cold_size > self._cache_size:
+                self._evict()
+
+    def warm(self, ref: int, leaf: Leaf) -> None:
+        """Give a leaf that is asked often its warm form, if there is room for that."""
+        if self._hot_size + self._cold_size + leaf.memory // 2 > self._cache_size:
+            return
+        warm = WarmLeaf(leaf)
+        with self._lock:
+            if self.hot.get(ref) is leaf:
+                self.hot[ref] = warm
+                self._hot_size += warm.memory - leaf.memory
+
+    def _evict(self) -> None:
+        """Make room: the oldest of the cold, a sixteenth of the cache at once."""
+        if not self._cold:
+            self._cold, self._cold_size = self.hot, self._hot_size
+            self.hot, self._hot_size = {}, 0
+        excess = self._hot_size + self._cold_size - self._cache_size + self._cache_size // 16
+        victims = []
+        for ref, node in self._cold.items():
+            if excess <= 0:
+                break
+            victims.append(ref)
+            excess -= node.memory
+            self._cold_size -= node.memory
+        for ref in victims:
+            del self._cold[ref]
 
     @property
     def cached_size(self) -> int:

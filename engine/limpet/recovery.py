@@ -34,7 +34,7 @@ from .format import (
     stamp_txid,
 )
 from .free_space import check_map_page
-from .node import Branch, Leaf, Overflow, decode_node
+from .node import Branch, Overflow, decode_node
 from .pager import Pager
 
 
@@ -172,10 +172,9 @@ def _verify_tree(pager: Pager, root: int, tree_id: int, txid: int) -> None:
         node = decode_node(page, ref_pgno(ref), tree_id)
         if level not in (-1, node.level):
             raise btree.wrong_level(ref, level, node.level)
-        if type(node) is Branch:
+        if isinstance(node, Branch):
             waiting.extend((child, node.level - 1) for child in node.children)
         else:
-            assert type(node) is Leaf
             for index in node.overflow:
                 record = node.value(index)
                 assert type(record) is Overflow

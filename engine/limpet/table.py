@@ -28,9 +28,23 @@ class Table:
     raises   TypeError, ValueError
     """
 
-    __slots__ = ("decode_key", "decode_value", "encode_bound", "encode_key", "encode_value", "key", "name", "value")
+    __slots__ = (
+        "_codecs",
+        "_raw",
+        "decode_key",
+        "decode_value",
+        "encode_bound",
+        "encode_key",
+        "encode_value",
+        "key",
+        "name",
+        "plain_key",
+        "plain_value",
+        "value",
+    )
 
-    def __init__(self, name: str, key: KeyCodec = BYTES, value: Codec = BYTES) -> None:
+    def __init__(self, name: str, key: KeyCodec = BYTES, value: Codec = BYTES, *, raw: bool = False) -> None:
+        """Define a table. raw: show the bytes of a table whatever its codecs are; a bare name does that."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a table is a str, not {type(name).__name__}")
         if not name:
@@ -43,20 +57,23 @@ class Table:
         self.value = value
         self.encode_key, self.encode_bound, self.decode_key = key_functions(self.key)
         self.encode_value, self.decode_value = value.encode_value, value.decode_value
+        self.plain_key = key is BYTES  # nothing to encode: saves a call of 0.1 us, twice an entry
+        self.plain_value = value is BYTES
+        self._codecs = (self.key, value)
+        self._raw = raw
 
     @property
     def codecs(self) -> tuple[KeyCodec, Codec]:
         """(key codec, value codec), as the catalogue records them."""
-        return self.key, self.value
+        return self._codecs
+
+    def check(self, recorded: tuple[KeyCodec, Codec] | None) -> None:
+        """TableTypeError if the file records other codecs for the table; None: it does not exist yet."""
+        if recorded is not None and recorded != self._codecs and not self._raw:
+            raise mismatch(self.name, recorded, self._codecs)
 
     def __repr__(self) -> str:
         return f"Table({self.name!r}, key={describe(self.key)}, value={self.value.name})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and (self.name, self.codecs) == (other.name, other.codecs)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
 
 
 class TableView(MutableMapping[Any, Any]):
@@ -70,17 +87,13 @@ class TableView(MutableMapping[Any, Any]):
     too large; ReadOnlyError for a change through a read transaction; CorruptError for damage.
     """
 
-    __slots__ = ("_max_key_size", "_met", "_raw", "_table", "_tree")
+    __slots__ = ("_met", "_table", "_tree")
 
-    def __init__(self, table: Table, tree: Tree, max_key_size: int, *, raw: bool = False) -> None:
-        """Not for users: `txn[TABLE]` makes it. raw: show bytes, whatever the table's codecs."""
+    def __init__(self, table: Table, tree: Tree) -> None:
+        """Not for users: `txn[TABLE]` makes it."""
         self._table = table
         self._tree = tree
-        self._max_key_size = max_key_size
-        self._raw = raw
         self._met: tuple[KeyCodec, Codec] | None = None  # the tree's codecs when they were last checked
-        if tree.codecs is not None:
-            self._meet(tree.codecs)
 
     @property
     def name(self) -> str:
@@ -96,11 +109,13 @@ class TableView(MutableMapping[Any, Any]):
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of `key`, or `default`. Cost: the depth of the tree, about 1 us when cached."""
         table = self._table
-        stored = self._tree.get(table.encode_key(key))
-        if stored is None:
-            return default
         try:
-            return table.decode_value(stored)
+            stored = self._tree.get(key if table.plain_key and type(key) is bytes else table.encode_key(key))
+            if stored is None:
+                return default
+            if type(stored) is Overflow:
+                stored = self._tree.load(stored)
+            return stored if table.plain_value else table.decode_value(stored)
         except CorruptError as error:
             raise named(error, table.name) from None
 
@@ -115,27 +130,26 @@ class TableView(MutableMapping[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         table = self._table
-        encoded_key = table.encode_key(key)
-        encoded_value = table.encode_value(value)
-        if len(encoded_key) > self._max_key_size:
-            raise LimitError(
-                f"table {table.name!r}: the key takes {len(encoded_key)} bytes, at most {self._max_key_size} "
-                "fit (a quarter page)",
-                size=len(encoded_key),
-                limit=self._max_key_size,
-            )
-        if len(encoded_value) > MAX_VALUE_SIZE:
-            raise LimitError(
-                f"table {table.name!r}: the value takes {len(encoded_value)} bytes, at most {MAX_VALUE_SIZE} fit",
-                size=len(encoded_value),
-                limit=MAX_VALUE_SIZE,
-            )
+        encoded_key = key if table.plain_key and type(key) is bytes else table.encode_key(key)
+        encoded_value = value if table.plain_value and type(value) is bytes else table.encode_value(value)
         tree = self._tree
-        if tree.codecs is not self._met or self._met is None:
+        if len(encoded_key) > tree.max_key_size or len(encoded_value) > MAX_VALUE_SIZE:
+            raise self._too_large(encoded_key, encoded_value)
+        if self._met is None or tree.codecs is not self._met:
             if tree.codecs is None:
                 tree.create(table.codecs)
-            self._meet(tree.codecs)
+            table.check(tree.codecs)
+            self._met = tree.codecs
         tree.set(encoded_key, encoded_value)
+
+    def _too_large(self, key: bytes, value: bytes) -> LimitError:
+        what, size, limit = "value", len(value), MAX_VALUE_SIZE
+        if len(key) > self._tree.max_key_size:
+            what, size, limit = "key", len(key), self._tree.max_key_size
+        why = " (a quarter page)" if what == "key" else ""
+        return LimitError(
+            f"table {self.name!r}: the {what} takes {size} bytes, at most {limit} fit{why}", size=size, limit=limit
+        )
 
     def __delitem__(self, key: Any) -> None:
         if not self._tree.delete(self._table.encode_key(key)):
@@ -261,12 +275,6 @@ class TableView(MutableMapping[Any, Any]):
         low = self._table.encode_bound(prefix)
         stem = low.rstrip(b"\xff")
         return low, stem[:-1] + bytes([stem[-1] + 1]) if stem else None
-
-    def _meet(self, codecs: tuple[KeyCodec, Codec] | None) -> None:
-        """Check the codecs that the table has against those it was asked for with."""
-        if codecs is not None and codecs != self._table.codecs and not self._raw:
-            raise mismatch(self.name, codecs, self._table.codecs)
-        self._met = codecs
 
     def _iterate(self, low: bytes | None, high: bytes | None, *, reverse: bool, part: int) -> Iterator[Any]:
         tree = self._tree

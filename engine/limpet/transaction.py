@@ -21,6 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -49,15 +50,26 @@ Undo = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
 
 class Snapshot:
-    """One commit, as readers see it: the tables and where they are. Immutable."""
+    """One commit, as readers see it: the tables and where they are. Immutable, but for a memory of look-ups."""
 
-    __slots__ = ("next_tree_id", "pager", "tables", "txid")
+    __slots__ = ("_trees", "next_tree_id", "pager", "tables", "txid")
 
     def __init__(self, txid: Txid, tables: dict[str, TableInfo], next_tree_id: int, pager: Pager) -> None:
         self.txid = txid
         self.tables = tables
         self.next_tree_id = next_tree_id
         self.pager = pager
+        self._trees: dict[Table | str, tuple[Table, SnapshotTree]] = {}
+
+    def tree(self, table: Table | str) -> tuple[Table, SnapshotTree]:
+        """The definition and the tree of a table. TableTypeError if the file records other codecs."""
+        found = self._trees.get(table)
+        if found is None:
+            definition = table if isinstance(table, Table) else Table(table, raw=True)
+            tree = SnapshotTree(definition.name, self.pager, self.tables.get(definition.name))
+            definition.check(tree.codecs)
+            found = self._trees[table] = definition, tree
+        return found
 
 
 class ReadTransaction:
@@ -67,13 +79,13 @@ class ReadTransaction:
     forgotten reader makes the file grow. Threads: one at a time.
     """
 
-    __slots__ = ("__weakref__", "_database", "_open", "_snapshot", "_views")
+    __slots__ = ("__weakref__", "_database", "_snapshot", "_views")
 
     def __init__(self, database: Database, snapshot: Snapshot) -> None:
+        """Not for users: `db.read()`."""
         self._database = database
         self._snapshot = snapshot
-        self._views: dict[Table | str, TableView] = {}
-        self._open = True
+        self._views: dict[Table | str, TableView] | None = {}  # None: ended
 
     @property
     def txid(self) -> int:
@@ -81,8 +93,13 @@ class ReadTransaction:
         return self._snapshot.txid
 
     def __getitem__(self, table: Table | str) -> TableView:
-        view = self._views.get(table)
-        return view if view is not None and self._open else self.table(table)
+        views = self._views
+        if views is None:
+            raise _ended()
+        view = views.get(table)
+        if view is None:
+            view = views[table] = TableView(*self._snapshot.tree(table))
+        return view
 
     def table(self, table: Table | str) -> TableView:
         """The table as a mapping; a table that does not exist reads as empty.
@@ -90,38 +107,29 @@ class ReadTransaction:
         table    a Table, or a bare name: the raw bytes of any table
         raises   TableTypeError if the file records other codecs; ClosedError after the end
         """
-        if not self._open:
-            raise _ended()
-        view = self._views.get(table)
-        if view is None:
-            definition = table if isinstance(table, Table) else Table(table)
-            snapshot = self._snapshot
-            tree = SnapshotTree(definition.name, snapshot.pager, snapshot.tables.get(definition.name))
-            view = TableView(definition, tree, max_key_size(snapshot.pager.page_size), raw=not isinstance(table, Table))
-            self._views[table] = view
-        return view
+        return self[table]
 
     def tables(self) -> list[str]:
         """The names of all tables, in order."""
-        if not self._open:
+        if self._views is None:
             raise _ended()
         return sorted(self._snapshot.tables)
 
     def drop(self, table: Table | str) -> None:
         """Not here: raises ReadOnlyError."""
-        raise _read_only(self._open)
+        raise _read_only(self._views is not None)
 
     def rename(self, table: Table | str, new_name: str) -> None:
         """Not here: raises ReadOnlyError."""
-        raise _read_only(self._open)
+        raise _read_only(self._views is not None)
 
     def savepoint(self) -> Savepoint:
         """Not here: raises ReadOnlyError."""
-        raise _read_only(self._open)
+        raise _read_only(self._views is not None)
 
     def commit(self) -> None:
         """End the transaction. There is nothing to commit; it is here so that both kinds end alike."""
-        if not self._open:
+        if self._views is None:
             raise _ended()
         self.close()
 
@@ -131,25 +139,24 @@ class ReadTransaction:
 
     def close(self) -> None:
         """End the transaction and let go of the snapshot. May be called twice."""
-        if self._open:
-            self._open = False
-            for view in self._views.values():
+        views, self._views = self._views, None
+        if views is not None:
+            for view in views.values():
                 view._tree = ENDED
-            self._database._pins.pop(id(self), None)
+            del self._database._pins[id(self)]
 
     def __enter__(self) -> Self:
-        if not self._open:
+        if self._views is None:
             raise _ended()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._open:
-            self.close()
+        self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_open", False):
+        if self._views is not None:
             self.close()
             warnings.warn(
                 f"a read transaction on {self._database.path} was never closed; use `with db.read() as txn:`",
@@ -215,8 +222,16 @@ class WriteTransaction:
     # -- tables ----------------------------------------------------------------------------------
 
     def __getitem__(self, table: Table | str) -> TableView:
+        if not self._open:
+            raise _ended()
         view = self._views.get(table)
-        return view if view is not None and self._open else self.table(table)
+        if view is None:
+            definition = table if isinstance(table, Table) else Table(table, raw=True)
+            self._check_name(definition)
+            tree = self._tree(definition.name)
+            definition.check(tree.codecs)
+            view = self._views[table] = TableView(definition, tree)
+        return view
 
     def table(self, table: Table | str) -> TableView:
         """The table as a mapping; it is created by the first write.
@@ -224,16 +239,7 @@ class WriteTransaction:
         table    a Table, or a bare name: the raw bytes of any table
         raises   TableTypeError if the file records other codecs; ClosedError after the end
         """
-        if not self._open:
-            raise _ended()
-        view = self._views.get(table)
-        if view is None:
-            definition = table if isinstance(table, Table) else Table(table)
-            self._check_name(definition)
-            tree = self._tree(definition.name)
-            view = TableView(definition, tree, max_key_size(self._pager.page_size), raw=not isinstance(table, Table))
-            self._views[table] = view
-        return view
+        return self[table]
 
     def create(self, table: Table) -> TableView:
         """The table, which exists from now on even if nothing is written to it."""
@@ -405,7 +411,7 @@ class WriteTransaction:
         pager = self._pager
         changes = self._with_overflow(tree)
         try:
-            edit = btree.apply(lambda ref: pager.node(ref, tree.tree_id), pager.page_size, tree.root, changes)
+            edit = btree.apply(partial(pager.node, tree_id=tree.tree_id), pager.page_size, tree.root, changes)
         except CorruptError as error:
             error.table = error.table or tree.name
             raise

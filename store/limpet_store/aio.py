@@ -263,9 +263,7 @@ class _Snapshot:
     ) -> Any:
         """Run a family's method on the snapshot; see `family.Scope`."""
         async with self._one_at_a_time:
-            return await self._store._in_reader(
-                self._work.run, type(family)(self._work), body, args, kwargs, writes
-            )
+            return await self._store._in_reader(self._work.run, type(family)(self._work), body, args, kwargs, writes)
 
 
 class _Opening:
@@ -302,6 +300,7 @@ class AsyncStore(Families[Awaited]):
         self._store = store
         self._loop = loop
         self._room = asyncio.Semaphore(max_pending)
+        self._pending = 0
         self._writer = _Writer(store, loop)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="limpet-reader")
         self._groups: set[_Group] = set()
@@ -320,7 +319,7 @@ class AsyncStore(Families[Awaited]):
         read_only: bool = False,
         max_pending: int = MAX_PENDING,
     ) -> _Opening:
-        """Open a store in a thread: `store = await AsyncStore.open(path)` or `async with AsyncStore.open(path) as store`.
+        """Open a store in a thread; `await` what this gives, or enter it: `async with AsyncStore.open(path) as store`.
 
         max_pending  how many writes may wait for a commit, 1 or more; further callers wait for room
         others       as for `Store.open`, which also says what is raised
@@ -358,6 +357,11 @@ class AsyncStore(Families[Awaited]):
     def tier(self) -> MemoryTier:
         """The memory tier that the store was opened with."""
         return self._store.tier
+
+    @property
+    def pending(self) -> int:
+        """How many writes are waiting for a commit now; at most `max_pending`."""
+        return self._pending
 
     async def aclose(self) -> None:
         """Finish what was asked for, end the threads, close the file; calling it again waits for the same end.
@@ -417,7 +421,11 @@ class AsyncStore(Families[Awaited]):
             self._check_open()
             future: asyncio.Future[Any] = self._loop.create_future()
             self._writer.put(_Step(call, future))
-            return await future
+            self._pending += 1
+            try:
+                return await future
+            finally:
+                self._pending -= 1
 
     async def _in_reader(self, function: Callable[..., Any], *args: Any) -> Any:
         self._check_open()

@@ -28,9 +28,11 @@ class Archive(Family[AnyFace]):
     @reads
     def stat(self, key: str) -> ArchiveStat:
         """What a session's archive holds; costs one look-up for each generation and reads no message."""
-        found = [(generation, counter) for generation, counter in history.counters(self._work, key) if counter.count]
+        found = [
+            (generation, counter) for generation, counter in history.counters(self._work, key) if counter.row_count
+        ]
         return ArchiveStat(
-            total_messages=sum(counter.count for _, counter in found),
+            total_messages=sum(counter.row_count for _, counter in found),
             oldest_seq=min((counter.first_seq for _, counter in found), default=None),
             newest_seq=max((counter.next_seq - 1 for _, counter in found), default=None),
             generations=[generation for generation, _ in found],
@@ -58,7 +60,7 @@ class Archive(Family[AnyFace]):
         first, stop = max(first_seq, 0), min(last_seq, KEY_INT_MAX - 1) + 1
         found: list[ArchiveRow] = []
         for gen, counter in history.counters(work, key):
-            if (generation is None or gen == generation) and first < stop and counter.count:
+            if (generation is None or gen == generation) and first < stop and counter.row_count:
                 rows = history.archived(work, key, (gen, first), (gen, stop))
                 found += [ArchiveRow(seq, gen, row.message) for _, seq, row in rows]
         return found
@@ -90,7 +92,7 @@ class Archive(Family[AnyFace]):
         found = [
             (generation, counter)
             for generation, counter in history.counters(self._work, key)
-            if counter.count and (before_generation is None or generation < before_generation)
+            if counter.row_count and (before_generation is None or generation < before_generation)
         ]
         return history.purge(self._work, key, found)
 

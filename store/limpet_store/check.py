@@ -106,7 +106,7 @@ def _check_counters(work: Work, rows: Rows[Any, Any]) -> Iterator[str]:
     for key in work.view(COUNTERS.table):
         if (key[1] == ACTIVE) == (rows is MESSAGES) and key not in counted:
             stored = _decoded(work, key)
-            if stored is not None and (stored.count or stored.size):
+            if stored is not None and (stored.row_count or stored.value_size):
                 yield f"counters[{key!r}] is {stored}, but {rows.name} has no such rows"
 
 

@@ -87,7 +87,7 @@ class UndecodableError(StoreError, ValueError):
 
 
 class UnstorableError(ValueError, TypeError):
-    """The value cannot be written as JSON: NaN, an infinity, a lone surrogate, an integer beyond 64 bits, a foreign type.
+    """JSON cannot hold the value: NaN, an infinity, a lone surrogate, an integer beyond 64 bits, a foreign type.
 
     It is a ValueError, since the store cannot hold the value, and a TypeError too, because that is what the `json`
     module raises for a type it does not know.

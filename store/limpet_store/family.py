@@ -9,16 +9,16 @@ A family's methods are written once, against one open transaction (`self._work`)
   AsyncStore   the body is handed to the writer's or a reader's thread; the call gives a coroutine
 
 `@reads` and `@writes` put that decision in front of a body. At run time what they return is an ordinary function with
-the body's name, signature and docstring, so that `help()` and `inspect` see nothing unusual. For type checkers it is an
-`Operation`: on a family of the `Direct` face a call gives the result, on one of the `Awaited` face a coroutine. The face
-is only a type parameter; it has no instances.
+the body's name, signature and docstring, so that `help()` and `inspect` see nothing unusual. For type checkers it is
+an `Operation`: on a family of the `Direct` face a call gives the result, on one of the `Awaited` face a coroutine. The
+face is only a type parameter; it has no instances.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from .work import Work
 
@@ -35,8 +35,7 @@ class Awaited:
     """The face of a family whose methods give a coroutine of their result."""
 
 
-Face = TypeVar("Face", Direct, Awaited)
-AnyFace = TypeVar("AnyFace", covariant=True)
+AnyFace = TypeVar("AnyFace")  # Direct or Awaited
 
 
 class Scope(Protocol):

@@ -111,9 +111,11 @@ def archived_row(stored_at: int, message: bytes) -> bytes:
 
 
 def _more(counter: Counter | None, seqs: Sequence[int], size: int, now: int) -> Counter:
-    if counter is None or not counter.count:
+    if counter is None or not counter.row_count:
         return Counter(len(seqs), size, seqs[0], seqs[-1] + 1, now)
-    return counter._replace(count=counter.count + len(seqs), size=counter.size + size, next_seq=seqs[-1] + 1)
+    return counter._replace(
+        row_count=counter.row_count + len(seqs), value_size=counter.value_size + size, next_seq=seqs[-1] + 1
+    )
 
 
 def restore(work: Work, rows: Rows[K, R], key: K, record: R) -> bool:
@@ -133,11 +135,11 @@ def restore(work: Work, rows: Rows[K, R], key: K, record: R) -> bool:
     session_key, generation = rows.counter(key)
     counter = work.counter(session_key, generation)
     before = counter or Counter(first_seq=seq)
-    is_first = not before.count or seq < before.first_seq
+    is_first = not before.row_count or seq < before.first_seq
     stored_at = record.stored_at if isinstance(record, Archived) else 0
     after = Counter(
-        count=before.count + 1,
-        size=before.size + len(work.view(rows.table)[key]),
+        row_count=before.row_count + 1,
+        value_size=before.value_size + len(work.view(rows.table)[key]),
         first_seq=seq if is_first else before.first_seq,
         next_seq=max(before.next_seq, seq + 1),
         oldest_at=stored_at if is_first else before.oldest_at,
@@ -163,8 +165,9 @@ def delete_session(work: Work, key: str) -> bool:
     return clear_active(work, key) > 0 or stored is not None
 
 
-def archived(work: Work, key: str, start: tuple[int, ...], stop: tuple[int, ...] | None, *, reverse: bool = False
-             ) -> Iterator[tuple[int, int, Archived]]:
+def archived(
+    work: Work, key: str, start: tuple[int, ...], stop: tuple[int, ...] | None, *, reverse: bool = False
+) -> Iterator[tuple[int, int, Archived]]:
     """The archive rows of a session from `start` to before `stop`, each a (generation, seq); stop None is the end."""
     end = (after_text(key),) if stop is None else (key, *stop)
     for (_, generation, seq), row in work.scan(ARCHIVE, (key, *start), end, reverse=reverse):
@@ -192,7 +195,7 @@ def drop_oldest(work: Work, key: str, generation: int, cutoff: int, limit: int) 
     returns  how many
     """
     counter = work.counter(key, generation)
-    if counter is None or not counter.count:
+    if counter is None or not counter.row_count:
         return 0
     rows = work.view(ARCHIVE.table)
     size = removed = 0
@@ -207,12 +210,12 @@ def drop_oldest(work: Work, key: str, generation: int, cutoff: int, limit: int) 
     counter = work.counter(key, generation) or counter
     if removed:
         work.remove_range(ARCHIVE, (key, generation), (key, generation, first_seq))
-    left = counter._replace(count=counter.count - removed, size=counter.size - size)
-    if not left.count:
+    left = counter._replace(row_count=counter.row_count - removed, value_size=counter.value_size - size)
+    if not left.row_count:
         left = _emptied(left)
     else:
         left = left._replace(first_seq=first_seq, oldest_at=oldest_at)
-    if not left.count and generation != last_generation(work, key):
+    if not left.row_count and generation != last_generation(work, key):
         work.remove(COUNTERS, (key, generation), counter)
     else:
         work.put(COUNTERS, (key, generation), left, counter)
@@ -233,4 +236,4 @@ def _emptied(counter: Counter) -> Counter:
 def active_count(work: Work, key: str) -> int:
     """How many active messages a session has; one look-up."""
     counter = work.counter(key, ACTIVE)
-    return 0 if counter is None else counter.count
+    return 0 if counter is None else counter.row_count

@@ -130,19 +130,19 @@ class Jobs(Family[AnyFace]):
 def forget(work: Work, cutoff: int, limit: int | None = None) -> int:
     """Delete jobs that are over and were submitted before a time, the oldest first; returns how many."""
     count = 0
-    for (_, id), _ in work.view(JOB_ENDS.table).range(None, (key_int(cutoff),)):
+    for (_, job_id), _ in work.view(JOB_ENDS.table).range(None, (key_int(cutoff),)):
         if limit is not None and count >= limit:
             break
-        job = work.get(JOBS, id)
+        job = work.get(JOBS, job_id)
         if job is not None:
-            work.remove(JOBS, id, job)
+            work.remove(JOBS, job_id, job)
             count += 1
     return count
 
 
 def _due(work: Work, now: int) -> Iterator[ExternalJob]:
-    for (_, id), _ in work.view(JOB_POLLS.table).range(None, (key_int(now) + 1,)):
-        job = work.get(JOBS, id)
+    for (_, job_id), _ in work.view(JOB_POLLS.table).range(None, (key_int(now) + 1,)):
+        job = work.get(JOBS, job_id)
         if job is not None:
             yield job
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from limpet import WriteTransaction
+
 from .errors import SchemaError
 from .schema import SCHEMA_VERSION, STORE, TABLES
 from .work import Work, logger
@@ -48,8 +50,9 @@ def check_readable(work: Work, path: str) -> None:
         )
 
 
-def prepare(work: Work, path: str, steps: Mapping[int, Callable[[Work], None]] = STEPS, target: int = SCHEMA_VERSION
-            ) -> None:
+def prepare(
+    work: Work, path: str, steps: Mapping[int, Callable[[Work], None]] = STEPS, target: int = SCHEMA_VERSION
+) -> None:
     """Create the tables that are missing and run the steps that the file has not seen.
 
     work    a write transaction; it has changed only if there was something to do
@@ -61,6 +64,7 @@ def prepare(work: Work, path: str, steps: Mapping[int, Callable[[Work], None]] =
         for version in range(found, target):
             steps[version](work)
             logger.info("%s: tables brought from version %d to %d", path, version, version + 1)
+    assert isinstance(work.engine, WriteTransaction)
     missing = _missing(work)
     for table in TABLES:
         if table.name in missing:

@@ -5,8 +5,8 @@ The annotation of a field is its specification: from it follow the check on the 
 an older program that updates a row loses nothing of a newer one.
 
 Two defaults must be told apart. A *constructor* default makes a new record convenient (`status` is Pending). A default
-for a *missing* field makes old rows readable (`turns` is 0 in rows from before there were turns); it is in the `missing`
-argument of `record`. A missing optional is None; any other missing field makes the row undecodable.
+for a *missing* field makes old rows readable (`turns` is 0 in rows from before there were turns); it is an argument of
+`record`. A missing optional is None; any other missing field makes the row undecodable.
 
 A new record's times may be left out. It then shows the wall clock's until the store writes it, which puts its own clock
 in their place: see `Unstamped`.
@@ -436,7 +436,7 @@ class Pending(Record, PairingState):
         return {"Pending": self.to_dict()}
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:  # type: ignore[override]  # narrower: only this state
+    def from_json(cls, text: str | bytes) -> Self:
         """Read a row's text; UndecodableError when it is not this state."""
         value = wire.loads(text)
         if isinstance(value, dict) and list(value) == ["Pending"]:

@@ -56,15 +56,15 @@ class Archived(NamedTuple):
 class Counter(NamedTuple):
     """What is known of a run of rows without reading them.
 
-    count      rows
-    size       bytes of their values
-    first_seq  the smallest sequence number; equal to next_seq when there is no row
-    next_seq   one more than the largest sequence number ever used
-    oldest_at  Unix seconds when the first row came; 0 when there is no row, and for active rows
+    row_count   rows
+    value_size  bytes of their values
+    first_seq   the smallest sequence number; equal to next_seq when there is no row
+    next_seq    one more than the largest sequence number ever used
+    oldest_at   Unix seconds when the first row came; 0 when there is no row, and for active rows
     """
 
-    count: int = 0
-    size: int = 0
+    row_count: int = 0
+    value_size: int = 0
     first_seq: int = 0
     next_seq: int = 0
     oldest_at: int = 0
@@ -262,7 +262,7 @@ def _session_hours(key: str, meta: SessionMeta) -> Iterable[tuple[tuple[int, str
 
 def _archive_hours(key: tuple[str, int], counter: Counter) -> Iterable[tuple[tuple[int, str, int], bytes]]:
     session_key, generation = key
-    if generation != ACTIVE and counter.count:
+    if generation != ACTIVE and counter.row_count:
         yield (hour(counter.oldest_at), session_key, generation), b""
 
 
@@ -368,9 +368,7 @@ PERMISSIONS: Rows[tuple[str, str], str] = Rows(
 CRON: Rows[str, str] = Rows("cron", Table("cron", key=STR, value=BYTES), encode_text, _decode_text)
 
 # Rows that could not be decoded: {"table", "key", "at", "reason", and "text" or "base64"}; and the store's own facts.
-QUARANTINE: Rows[int, Any] = Rows(
-    "quarantine", Table("quarantine", key=INT, value=BYTES), _encode_json, _decode_json
-)
+QUARANTINE: Rows[int, Any] = Rows("quarantine", Table("quarantine", key=INT, value=BYTES), _encode_json, _decode_json)
 STORE: Rows[str, Any] = Rows("store", Table("store", key=STR, value=BYTES), _encode_json, _decode_json)
 
 ROWS: tuple[Rows[Any, Any], ...] = (

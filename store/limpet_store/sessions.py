@@ -110,10 +110,10 @@ class Sessions(Family[AnyFace]):
         self,
         key: str,
         *,
-        title: str | None | _Unset = UNSET,
+        title: str | _Unset | None = UNSET,
         pinned: bool | _Unset = UNSET,
         archived: bool | _Unset = UNSET,
-        peer_name: str | None | _Unset = UNSET,
+        peer_name: str | _Unset | None = UNSET,
     ) -> SessionMeta:
         """Change what a user may change, and nothing else.
 

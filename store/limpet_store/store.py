@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -57,6 +58,7 @@ class Store(Families[Direct]):
         durability: str = "sync",
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
+        import_from: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open a store, and create the file and every table when they are not there.
 
@@ -69,11 +71,19 @@ class Store(Families[Direct]):
         durability    of every commit that does not ask for another: "sync", "os" or "none", as in limpet.open
         clock         gives Unix seconds; everything the store does with time asks it
         read_only     nothing is created, upgraded or written
+        import_from   the reference gateway's redb file, to take over when `path` does not exist yet: all of it or
+                      nothing, once and never again; it stays as it is (redb/importer.py: what becomes of its rows)
         returns       the store; close it, or use it in a `with` statement
         raises        limpet.LockedError, limpet.FormatError, limpet.CorruptError, SchemaError, OSError
         """
         if tier is None:
             tier = MemoryTier.detect()
+        if import_from is not None and not read_only:
+            from .redb.creation import move_in
+
+            # The import writes once and reads nothing twice: a larger cache would only cost memory.
+            first = functools.partial(cls.open, tier=MemoryTier.LOW, durability="os", clock=clock)
+            move_in(import_from, path, first, lock_timeout=lock_timeout)
         options: dict[str, Any] = {
             "create": not read_only,
             "read_only": read_only,
@@ -295,4 +305,5 @@ def _writer(stream: Any) -> Callable[[str], object]:
         stream.write("")
     except TypeError:
         return lambda text: stream.write(text.encode())
-    return lambda text: stream.write(text)
+    write: Callable[[str], object] = stream.write
+    return write

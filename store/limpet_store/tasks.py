@@ -226,8 +226,7 @@ class Tasks(Family[AnyFace]):
     @writes
     def merge_into_pending(self, session_key: str, message: QueuedMessage) -> bool:
         """Add a message to the session's waiting task that goes first; False when none is waiting."""
-        if not isinstance(message, QueuedMessage):
-            raise TypeError(f"a QueuedMessage is needed, not {type(message).__name__}")
+        _check_message(message)
         work = self._work
         for arrival, _, _ in builtins.list(_waiting(work, session_key)):
             task = work.get(TASKS, arrival)
@@ -266,9 +265,16 @@ def _checked(work: Work, task: QueuedTask) -> QueuedTask:
         raise TypeError(f"a QueuedTask is needed, not {type(task).__name__}")
     if not task.messages:
         raise ValueError("a task has at least one message")
+    for message in task.messages:
+        _check_message(message)
     if task.ttl_secs < 0:
         raise ValueError(f"ttl_secs is 0 (never) or more, not {task.ttl_secs}")
     return task.stamped(work.now())
+
+
+def _check_message(message: object) -> None:
+    if not isinstance(message, QueuedMessage):
+        raise TypeError(f"a QueuedMessage is needed, not {type(message).__name__}")
 
 
 def _insert(work: Work, task: QueuedTask, arrival: int | None = None) -> str:
@@ -285,12 +291,11 @@ def _insert(work: Work, task: QueuedTask, arrival: int | None = None) -> str:
 
 def _put_messages(work: Work, arrival: int, first: int, messages: Iterable[QueuedMessage]) -> None:
     for index, message in enumerate(messages, first):
-        if not isinstance(message, QueuedMessage):
-            raise TypeError(f"a QueuedMessage is needed, not {type(message).__name__}")
         work.put(TASK_MESSAGES, (arrival, index), message, None)
 
 
-def _merge(work: Work, task: QueuedTask, messages: Iterable[QueuedMessage], **budget: int) -> None:
+def _merge(work: Work, task: QueuedTask, messages: Iterable[QueuedMessage], **budget: Any) -> None:
+    """Add messages to a waiting task; `budget` are fields of its row that change with them."""
     arrival = task.arrival
     assert arrival is not None
     last = next(iter(work.view(TASK_MESSAGES.table).prefix((arrival,), reverse=True)), None)
@@ -313,11 +318,11 @@ def _find(work: Work, id: str) -> tuple[int, QueuedTask]:  # noqa: A002  # as ab
     return arrival, task
 
 
-def _update(work: Work, id: str, **changes: object) -> None:  # noqa: A002  # as above
+def _update(work: Work, id: str, **changes: Any) -> None:  # noqa: A002  # as above
     """Change fields of a task's row; a row that has these values already is left alone, its time included."""
     arrival, task = _find(work, id)
     if any(getattr(task, name) != value for name, value in changes.items()):
-        changed = dataclasses.replace(task, updated_at=work.now(), **changes)  # type: ignore[arg-type]  # names of fields
+        changed = dataclasses.replace(task, updated_at=work.now(), **changes)
         work.put(TASKS, arrival, changed, task)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable, Iterable, Mapping
 
 from . import schema
@@ -146,13 +145,13 @@ class Cron(Family[AnyFace]):
         cost     O(jobs before and after)
         """
         work = self._work
-        wanted = {id: encode_text(text) for id, text in dict(entries).items()}
+        wanted = {name: encode_text(text) for name, text in dict(entries).items()}
         stored = dict(work.scan(CRON))
-        for id, text in stored.items():
-            if id not in wanted:
-                work.remove(CRON, id, text)
-        for id, text in wanted.items():
-            work.put(CRON, id, text, stored.get(id))
+        for name, text in stored.items():
+            if name not in wanted:
+                work.remove(CRON, name, text)
+        for name, text in wanted.items():
+            work.put(CRON, name, text, stored.get(name))
 
     @writes
     def update(self, id: str, function: Callable[[str], str]) -> str:  # noqa: A002  # as above

@@ -52,7 +52,6 @@ from .schema import (
 from .work import Work
 
 
-
 @dataclass(slots=True)
 class ImportReport:
     """What became of an import.

@@ -18,8 +18,8 @@ INT_MAX = 2**64 - 1  # the largest u64
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
-# A number that may lie outside the range has at least 19 digits. Looking for them in the finished text runs in C; only a
-# text that has them is walked value by value.
+# A number that may lie outside the range has at least 19 digits. Looking for them in the finished text runs in C; only
+# a text that has them is walked value by value.
 _MANY_DIGITS = re.compile(r"[0-9]{19}")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from limpet import ReadOnlyError, Table
+from limpet import ReadOnlyError, ReadTransaction, Table, TableView, WriteTransaction
 
 from .errors import UndecodableError
 from .schema import ACTIVE, ARCHIVE, COUNTERS, MESSAGES, QUARANTINE, TASK_MESSAGES, TASKS, Counter, Rows
@@ -48,12 +48,12 @@ class Work:
 
     __slots__ = ("engine", "context", "writable", "changed", "_views", "_undo", "_setting_aside")
 
-    def __init__(self, engine: Any, context: Context, *, writable: bool) -> None:
+    def __init__(self, engine: ReadTransaction | WriteTransaction, context: Context, *, writable: bool) -> None:
         self.engine = engine
         self.context = context
         self.writable = writable
         self.changed = False
-        self._views: dict[str, Any] = {}
+        self._views: dict[str, TableView] = {}
         self._undo: list[Callable[[], None]] = []
         self._setting_aside = False
 
@@ -107,7 +107,7 @@ class Work:
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
-    def view(self, table: Table) -> Any:
+    def view(self, table: Table) -> TableView:
         """The engine's view of a table, opened once for each transaction."""
         found = self._views.get(table.name)
         if found is None:
@@ -226,7 +226,9 @@ class Work:
             entries = self.view(index.table)
             for found in [item for item, value in entries.items() if index.owner(item, value) == key]:
                 entries.pop(found, None)
-        logger.error("moved a row of table %s to quarantine, key %r: %s", rows.name, key, error)
+        known = (rows.name, key) in self.context.logged
+        level = logging.INFO if known else logging.WARNING  # one warning for each row is enough
+        logger.log(level, "moved a row of table %s to quarantine, key %r: %s", rows.name, key, error)
         if rows.counter is not None:
             self._recount(rows.counter(key))
         if rows is TASKS:  # a task's messages mean nothing without it
@@ -253,7 +255,7 @@ class Work:
             return self.count(session_key, generation)
 
     def count(self, session_key: str, generation: int) -> Counter:
-        """Count the rows of a session's generation, or its active rows; costs O(rows), nothing but damage asks for it."""
+        """Count the rows of a session's generation, or its active rows: O(rows), and only damage asks for it."""
         if generation == ACTIVE:
             return count_rows(MESSAGES, self.view(MESSAGES.table).prefix((session_key,)))
         return count_rows(ARCHIVE, self.view(ARCHIVE.table).prefix((session_key, generation)))
@@ -263,7 +265,7 @@ class Work:
         counter = self.count(*key)
         if old is not None and old.next_seq > counter.next_seq:
             counter = counter._replace(next_seq=old.next_seq)
-        if not counter.count:
+        if not counter.row_count:
             counter = counter._replace(first_seq=counter.next_seq)
         self.put(COUNTERS, key, counter, old)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,11 +37,11 @@ TASK = (
     '17c592","error":null,"notified":false,"last_reply":null}'
 )
 JOB = (
-    '{"id":"b1","session_key":"agent:main:feishu:direct:ou_x","delivery":{"channel":"feishu","target_id":"oc_1","is_grou'
-    'p":false,"reply_to":null,"account":null},"origin":"Agent","provider":"seedance","external_task_id":"cgt-2026","kind'
-    '":"VideoGen","prompt":"a crab surfing","submitted_at":1780000000,"next_poll_at":1780000010,"poll_count":0,"timeout_'
-    'at":1780001800,"status":"Pending","error":null,"result_url":null,"result_path":null,"delivered_at":null,"delivery_a'
-    'ttempts":0}'
+    '{"id":"b1","session_key":"agent:main:feishu:direct:ou_x","delivery":{"channel":"feishu","target_id":"oc_1","is_g'
+    'roup":false,"reply_to":null,"account":null},"origin":"Agent","provider":"seedance","external_task_id":"cgt-2026"'
+    ',"kind":"VideoGen","prompt":"a crab surfing","submitted_at":1780000000,"next_poll_at":1780000010,"poll_count":0,'
+    '"timeout_at":1780001800,"status":"Pending","error":null,"result_url":null,"result_path":null,"delivered_at":null'
+    ',"delivery_attempts":0}'
 )
 SESSION = (
     '{"session_key":"agent:main:telegram:direct:u1","message_count":5,"last_active":1700000000,"created_at":1699000000,'
@@ -48,7 +49,7 @@ SESSION = (
 )
 
 
-def job(**fields: object) -> ExternalJob:
+def job(**fields: Any) -> ExternalJob:
     return dataclasses.replace(ExternalJob.from_json(JOB), **fields)
 
 
@@ -182,12 +183,12 @@ def test_what_json_cannot_hold_is_refused(value: object) -> None:
     ids=repr,
 )
 def test_a_field_of_the_wrong_type_is_a_type_error(fields: dict[str, object]) -> None:
-    arguments: dict[str, object] = {"session_key": "k"} | fields
+    arguments: dict[str, Any] = {"session_key": "k"} | fields
     with pytest.raises(TypeError, match=next(iter(fields))):
-        SessionMeta(**arguments).to_json()  # type: ignore[arg-type]  # that is the point
+        SessionMeta(**arguments).to_json()
     row = json.loads(SESSION)
     with pytest.raises(UndecodableError):
-        SessionMeta.from_json(json.dumps(row | {key: 0.5 for key in fields}))
+        SessionMeta.from_json(json.dumps(row | dict.fromkeys(fields, 0.5)))
 
 
 def test_text_with_a_lone_surrogate_is_a_value_error() -> None:
@@ -262,7 +263,11 @@ def test_a_job_is_polled_often_at_first() -> None:
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=10,
 )

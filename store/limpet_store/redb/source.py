@@ -76,7 +76,9 @@ class FileSource:
             status = os.fstat(self._fd)
             if not stat.S_ISREG(status.st_mode):
                 raise FormatError(f"{self.name} is not a regular file")
-            _lock_shared(self._fd, self.name, lock_timeout)
+            waited_s = lock(self._fd, shared=True, timeout=lock_timeout)
+            if waited_s is not None:
+                raise _locked(self.name, waited_s)
             self.size = os.fstat(self._fd).st_size  # again: it may have grown until the lock was ours
         except BaseException:
             self.close()
@@ -125,25 +127,30 @@ def _locked(name: str, waited_s: float) -> LockedError:
 
 if sys.platform == "win32":
 
-    def _lock_shared(fd: int, name: str, timeout: float) -> None:
+    def lock(fd: int, *, shared: bool, timeout: float) -> float | None:
         """Nothing to do: where redb holds its lock, reads are refused."""
 else:
     import errno
     import fcntl
 
-    def _lock_shared(fd: int, name: str, timeout: float) -> None:
+    def lock(fd: int, *, shared: bool, timeout: float) -> float | None:
+        """Lock an open file or directory against other processes.
+
+        returns  None when it is locked, or on a file system without locks (redb could not have taken one there either);
+                 else the seconds waited in vain
+        """
         started = time.monotonic()
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 waited_s = time.monotonic() - started
                 if waited_s >= timeout:
-                    raise _locked(name, waited_s) from None
+                    return waited_s
                 time.sleep(min(_POLL_S, timeout - waited_s))
             except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP):
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF):
                     raise
-                return  # a file system without locks: redb could not have taken one either
+                return None
             else:
-                return
+                return None

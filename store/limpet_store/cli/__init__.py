@@ -1,0 +1,98 @@
+"""`limpet-store`: look at a gateway's store, check it, move it, clean it up.
+
+One module for each verb. A verb's module has
+
+    HELP                what the list of verbs says, one line; the module's docstring is what `--help` says
+    configure(parser)   its arguments
+    run(args) -> int    what it does; the exit code
+
+Exit codes: 0 all is well; 1 something was found or left out, and said so; 2 wrong usage; 3 the store cannot be opened
+(it is not there, is held by a gateway, or is no store).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from limpet import FormatError, LimpetError, LockedError
+
+from ..errors import SchemaError
+from .common import CANNOT_OPEN, FAILED, WRONG_USAGE, UsageError, add_common
+
+# The one list of verbs, in the order of the help: the name, and with "_" for "-" the module.
+VERBS = (
+    "stats",
+    "check",
+    "sessions",
+    "messages",
+    "archive",
+    "tasks",
+    "jobs",
+    "cron",
+    "pairings",
+    "kv",
+    "export",
+    "import",
+    "import-openclaw",
+    "backup",
+    "retention",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="limpet-store",
+        description="Look at the store of an AI-agent gateway, check it, move it, clean it up.",
+        epilog="exit codes: 0 all is well, 1 something was found or left out, 2 wrong usage, 3 cannot open the store",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in VERBS:
+        module = importlib.import_module(f".{module_name(verb)}", __name__)
+        child = verbs.add_parser(
+            verb,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_common(child)
+        module.configure(child)
+        child.set_defaults(run=module.run)
+    return parser
+
+
+def module_name(verb: str) -> str:
+    """The module of a verb: `import` is a keyword, so that its module is `import_`."""
+    return "import_" if verb == "import" else verb.replace("-", "_")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"limpet-store: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    except (LockedError, FormatError, SchemaError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        print(f"limpet-store: {error}", file=sys.stderr)
+        return CANNOT_OPEN
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as `head` does; nobody is to be told at the exit either.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (LimpetError, OSError) as error:
+        print(f"limpet-store: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("limpet-store: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,130 @@
+"""What the verbs share: the common arguments, opening a store, tables for people and JSON for programs."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..store import Store
+
+OK, FAILED, WRONG_USAGE, CANNOT_OPEN = 0, 1, 2, 3
+
+ENVIRONMENT = "LIMPET_STORE"
+DEFAULT_PATH = "data.limpet"
+CELL_WIDTH = 60  # characters of a table's cell; what is longer ends in "..."
+
+
+class UsageError(Exception):
+    """The arguments do not fit together, in a way that argparse cannot see."""
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The arguments that every verb has."""
+    group = parser.add_argument_group("common arguments")
+    group.add_argument(
+        "-s",
+        "--store",
+        metavar="PATH",
+        default=os.environ.get(ENVIRONMENT, DEFAULT_PATH),
+        help=f"the store's file; default ${ENVIRONMENT}, else {DEFAULT_PATH}",
+    )
+    group.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        default=0.0,
+        help="how long to wait for a gateway that holds the store; default 0",
+    )
+    group.add_argument("--json", action="store_true", help="JSON instead of tables")
+
+
+def open_store(args: argparse.Namespace, *, write: bool = False, create: bool = False) -> Store:
+    """Open the store that the arguments name, read-only unless the verb writes."""
+    if not create and not os.path.exists(args.store):
+        raise FileNotFoundError(f"{args.store}: there is no such file (--store names another one)")
+    return Store.open(args.store, lock_timeout=args.wait, read_only=not write)
+
+
+def print_json(value: object) -> None:
+    """One JSON document, readable and with the characters as they are."""
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+
+
+def print_rows(
+    args: argparse.Namespace, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, nothing: str
+) -> None:
+    """Rows as a table of these columns, or all of their fields as JSON.
+
+    nothing  what to say to people when there is no row
+    """
+    if args.json:
+        print_json([dict(row) for row in rows])
+        return
+    lines = [[cell(row[column]) for column in columns] for row in rows]
+    if lines:
+        print_table(columns, lines)
+    else:
+        print(nothing)
+
+
+def print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A table with a ruler; columns of numbers are on the right."""
+    widths = [max(len(column), *(len(line[index]) for line in lines)) for index, column in enumerate(columns)]
+    right = [all(line[index].replace(",", "").isdigit() for line in lines) for index in range(len(columns))]
+    for line in (columns, ["-" * width for width in widths], *lines):
+        cells = (
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(line, widths, right, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
+def cell(value: object) -> str:
+    """A value as one short line of printable characters."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = "".join(character if character.isprintable() else " " for character in str(value)).strip()
+    return text if len(text) <= CELL_WIDTH else text[: CELL_WIDTH - 3] + "..."
+
+
+def when(seconds: int | None) -> str | None:
+    """Unix seconds as people read them, in UTC."""
+    if seconds is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return str(seconds)
+
+
+def size(count: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """The argument `--limit`."""
+    shown = "all" if default is None else str(default)
+    parser.add_argument("--limit", metavar="N", type=at_least_one, default=default, help=f"at most N; default {shown}")
+
+
+def at_least_one(text: str) -> int:
+    """A type for argparse: a positive integer."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
