@@ -15,7 +15,7 @@ and checksums that are verified on every read from disk. Pure Python; nothing el
 installed. The names below are all there is to use; everything else may change.
 """
 
-from .check import Report
+from .check import Finding, Report
 from .codecs import BOOL, BYTES, DATETIME, FLOAT, INT, JSON, STR, UUID, Codec
 from .database import Database, Stats, open
 from .errors import (
@@ -32,6 +32,7 @@ from .errors import (
     TableTypeError,
     UpgradeRequiredError,
 )
+from .inspection import Inspection, inspect
 from .table import Table, TableView
 from .transaction import ReadTransaction, Savepoint, WriteTransaction
 from .upgrade import UpgradeResult, upgrade
@@ -46,8 +47,10 @@ __all__ = [
     "DATETIME",
     "Database",
     "FLOAT",
+    "Finding",
     "FormatError",
     "INT",
+    "Inspection",
     "JSON",
     "LimitError",
     "LimpetError",
@@ -67,6 +70,7 @@ __all__ = [
     "UpgradeRequiredError",
     "UpgradeResult",
     "WriteTransaction",
+    "inspect",
     "open",
     "upgrade",
 ]

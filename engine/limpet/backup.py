@@ -132,7 +132,8 @@ def _report(progress: Progress | None, before: int, total: int, count: int) -> N
 
 
 def put_in_place(file_system: FileSystem, file: File, path: str, *, overwrite: bool) -> None:
-    """Give a finished file its name and make the name durable."""
+    """Give a finished, synced file its name and make the name durable."""
+    file.sync_all()  # some file systems (ext4 with data=journal) report a failed sync with the next one
     if overwrite:
         file_system.replace(file.path, path)
     else:

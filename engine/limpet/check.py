@@ -281,7 +281,8 @@ class Checker:
         self._is_broken = False  # a part of some tree cannot be read, so pages may be missing
         self._older_lost = False  # the commit before shares a page that is damaged
         self._map_tree = _Tree("map of free space", None, FREE_SPACE_TREE)
-        self._total = max(newest.high_water, older.high_water if older is not None else 0)
+        self._end = max(newest.high_water, older.high_water if older is not None else 0)
+        self._total = min(self._end, -(-pager.file.size() // pager.page_size))  # what a meta claims has no bound
         self.marks = bytearray(self._total)
         self.report = Report(txid=newest.txid, page_count=newest.high_water)
         self.table_names: dict[int, str] = {}  # tree id -> table
@@ -477,6 +478,9 @@ class Checker:
             )
             return False
         marks = self.marks
+        if pgno + count > len(marks):
+            self._find_cut(place, count * self._page_size, max(0, len(marks) - pgno) * self._page_size)
+            return False
         if self._is_older and marks[pgno] & REACHED:
             self._check_shared(place, ref)
             return False
@@ -839,8 +843,9 @@ class Checker:
                         continue
                     pgno = start + 8 * at + bit
                     if FIRST_NODE_PGNO <= pgno < high_water:
-                        self.marks[pgno] |= mark
                         count += 1
+                        if pgno < len(self.marks):
+                            self.marks[pgno] |= mark
                     else:
                         wrong.append(pgno)
         if wrong:
@@ -856,7 +861,7 @@ class Checker:
     def _copy_free(self, start: int, stop: int) -> int:
         """A part of the map that both commits share."""
         count = 0
-        for pgno in range(start, stop):
+        for pgno in range(start, min(stop, len(self.marks))):
             if self.marks[pgno] & FREE:
                 self.marks[pgno] |= OLDER_FREE
                 count += 1
@@ -883,7 +888,7 @@ class Checker:
         runs = [
             (found.start() + FIRST_NODE_PGNO, found.end() - found.start())
             for found in re.finditer(
-                rb"\1+", marks.translate(_table(lambda mark: not mark & (REACHED | FREE | UNKNOWN)))
+                rb"\x01+", marks.translate(_table(lambda mark: not mark & (REACHED | FREE | UNKNOWN)))
             )
         ]
         self.report.leaked_count = leaked = sum(count for _, count in runs)
@@ -922,7 +927,7 @@ class Checker:
     def _check_tail(self) -> None:
         """Behind the end there may be zeros, and pages of a commit that never was; nothing else."""
         file, page_size = self._pager.file, self._page_size
-        start = self._total * page_size
+        start = self._end * page_size
         size = file.size()
         foreign, first, in_run = 0, 0, False
         try:

@@ -387,7 +387,7 @@ class Database:
         self._clean = choice.clean
         self._last_txid = max([int(found.txid) for found in choice.found if isinstance(found, Meta)])
         self._capacity = file.size() // header.page_size
-        self._grew = self._unsynced = False
+        self._grew = self._unsynced = not choice.clean  # what a dead process wrote may be in the cache only
         self._space: FreeSpace | None = None
         self._catalogue_root = int(meta.catalogue_root)
         self._dirty_tables: set[str] = set()
@@ -965,10 +965,11 @@ class Database:
                 self._sync_count += 1
             slot = 1 - self._durable_slot
             data = encode_meta(meta, META_PGNOS[slot], self._pager.checksum, self._pager.seed)
-            self._file.write(META_PGNOS[slot] * self._header.page_size, data)
             if meta.is_durable:
-                self._file.sync()
+                self._file.write_synced(META_PGNOS[slot] * self._header.page_size, data)
                 self._sync_count += 1
+            else:
+                self._file.write(META_PGNOS[slot] * self._header.page_size, data)
             with self._state:
                 self._finish_flush(work, meta, slot)
         except BaseException as error:

@@ -320,15 +320,14 @@ class FreeSpace:
         planned: dict[MapPosition, int] = {}
         fanout = map_fanout(self._page_size)
         while True:
-            height = map_height(self.high_water, self._page_size)
             wanted = {(0, index) for index in self._dirty}
-            for level in range(height):
+            for level in range(map_height(self.high_water, self._page_size)):
                 wanted |= {(level + 1, index // fanout) for at, index in wanted if at == level}
-            missing = sorted(wanted - planned.keys())
+            missing = wanted - planned.keys()
             if not missing:
                 return planned
-            planned.update(zip(missing, take(len(missing)), strict=True))
-            for position in missing:
+            for position, pgno in zip(sorted(missing), take(len(missing)), strict=True):
+                planned[position] = pgno
                 if old := self._refs.get(position):
                     free(old & 0xFFFFFFFF)
 

@@ -375,6 +375,7 @@ class Inspection:
         data = self._file.read(0, HEADER_SIZE)
         seed: int | None = None
         header: Header | None = None
+        has_magic = data[: len(MAGIC)] == MAGIC
         try:
             self._header = header = decode_header(data, self._file.path)
         except FormatError as error:
@@ -385,17 +386,18 @@ class Inspection:
         if header is None:
             page_size = self._asked_page_size or _guess_page_size(self._file)
             if page_size is None:
-                self._is_ours = data[: len(MAGIC)] == MAGIC and len(data) >= HEADER_SIZE
+                self._is_ours = has_magic
                 self._is_verifiable = False
                 return
             how = "as asked for" if self._asked_page_size else "guessed from the pages' own numbers"
             self._notes.append(f"page size {page_size}: {how}")
             kind, seed, votes = _recover_seed(self._file, page_size)
             if seed is None:
-                if self._asked_page_size and data[: len(MAGIC)] != MAGIC and not votes:
-                    self._is_ours = False
-                    return
+                self._is_ours = has_magic or self._asked_page_size is not None
                 self._is_verifiable = False
+                if not self._is_ours:
+                    self._notes.clear()
+                    return
                 self._notes.append("checksums cannot be verified: what they are seeded with was in the header")
             else:
                 self._notes.append(
@@ -416,8 +418,11 @@ class Inspection:
         pager = self._pager
         for _ in range(_TRIES):
             self._tables = None
+            found = read_metas(pager)
+            if any(isinstance(meta, CorruptError) for meta in found):
+                found = read_metas(pager)  # it may have been in the middle of being written
             self._choice = choose(
-                read_metas(pager),
+                found,
                 self._file.size(),
                 pager.page_size,
                 lambda meta: verify_since(pager, meta, meta.durable_txid),
@@ -655,7 +660,7 @@ class Inspection:
             names = {**checker.table_names, **names}
         page_size = pager.page_size
         run: PageInfo | None = None
-        for pgno in range(max(self.page_count, high_water)):
+        for pgno in range(self.page_count):
             page = self._read(pgno, page_size)
             if pgno < FIRST_NODE_PGNO:
                 yield self._head_info(pgno)
@@ -884,8 +889,20 @@ class Inspection:
         on_damage  called for each page of the catalogue that cannot be read; the rest is listed. None:
                    CorruptError is raised
         """
-        meta = self._meta()
-        tables = []
+        for attempt in range(_TRIES):
+            try:
+                tables = self._read_tables(self._meta(), on_damage)
+            except BusyError:
+                if attempt == _TRIES - 1:
+                    raise
+                self.refresh()
+            else:
+                self._tables = {table.tree_id: table for table in tables}
+                return tables
+        raise AssertionError("the last try returns or raises")
+
+    def _read_tables(self, meta: Meta, on_damage: OnDamage | None) -> list[TableSummary]:
+        tables: list[TableSummary] = []
         if meta.catalogue_root:
             for key, value in self._scan(meta.catalogue_root, CATALOGUE_TREE, on_damage, None):
                 name = key.decode(errors="backslashreplace")
@@ -897,7 +914,6 @@ class Inspection:
                     on_damage(error)
                     continue
                 tables.append(_summary(name, entry))
-        self._tables = {table.tree_id: table for table in tables}
         return tables
 
     def table(self, name: str) -> TableSummary:
@@ -935,16 +951,28 @@ class Inspection:
                    CorruptError is raised
         raises     NoSuchTableError, CorruptError; BusyError if a writer wrote over the commit meanwhile
         """
-        found = self.table(table)
-        codecs = _codecs_of(found)
-        entry = found.entry
-        if not entry.root:
+        for attempt in range(_TRIES):
+            has_begun = False
+            try:
+                for pair in self._items(self.table(table), on_damage):
+                    has_begun = True
+                    yield pair
+            except BusyError:
+                if has_begun or attempt == _TRIES - 1:
+                    raise
+                self.refresh()
+            else:
+                return
+
+    def _items(self, table: TableSummary, on_damage: OnDamage | None) -> Iterator[tuple[Any, Any]]:
+        codecs = _codecs_of(table)
+        if not table.entry.root:
             return
-        for key, stored in self._scan(entry.root, entry.tree_id, on_damage, table):
+        for key, stored in self._scan(table.entry.root, table.tree_id, on_damage, table.name):
             try:
                 pair = codecs.decode_key(key), codecs.decode_value(stored)
             except CorruptError as error:
-                error.table = table
+                error.table = table.name
                 if on_damage is None:
                     raise
                 on_damage(error)
@@ -1036,8 +1064,7 @@ class Inspection:
                 node = decode_node(page, pgno, tree_id)
                 if level not in (None, node.level):
                     raise CorruptError("the wrong level for its place", pgno=pgno, expected=level, found=node.level)
-                entries = node.keys
-                leaf_keys = [] if not callable(entries) else entries()
+                leaf_keys = [] if isinstance(node, Branch) else node.keys()
             except CorruptError as error:
                 steps.append(Step(pgno, "unreadable", tree, level, keys=keys, problem=error.message))
                 return None, error

@@ -381,12 +381,13 @@ def test_aclose_finishes_what_was_asked_for_and_aborts_an_open_group(db_path: Pa
 
 def test_cancelling_an_open_closes_what_it_opened(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Store] = []
-    leave = threading.Event()
+    leave, done = threading.Event(), threading.Event()
     real = Store.open
 
     def slow(*args: Any, **options: Any) -> Store:
         leave.wait(10)
         opened.append(real(*args, **options))
+        done.set()
         return opened[0]
 
     async def open_it() -> AsyncStore:
@@ -399,8 +400,7 @@ def test_cancelling_an_open_closes_what_it_opened(db_path: Path, monkeypatch: py
         with pytest.raises(asyncio.CancelledError):
             await opening
         leave.set()
-        while not opened:
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(done.wait, 10)
         await asyncio.sleep(0.01)
 
     monkeypatch.setattr(Store, "open", slow)

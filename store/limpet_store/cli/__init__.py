@@ -26,6 +26,7 @@ from .common import CANNOT_OPEN, FAILED, WRONG_USAGE, UsageError, add_common
 
 # The one list of verbs, in the order of the help: the name, and with "_" for "-" the module.
 VERBS = (
+    "demo",
     "stats",
     "check",
     "sessions",
@@ -39,6 +40,8 @@ VERBS = (
     "export",
     "import",
     "import-openclaw",
+    "import-redb",
+    "inspect-redb",
     "backup",
     "retention",
 )

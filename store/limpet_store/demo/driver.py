@@ -12,7 +12,7 @@ import dataclasses
 import queue
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +122,6 @@ class Driver:
             self.day.errors.append(f"the worker has said nothing for {SILENCE_S:.0f} s")
         finally:
             if self._worker is not None:
-                self._rest_of_life()
                 self._worker.close()
         self._count()
         return self.day
@@ -131,7 +130,7 @@ class Driver:
         for _ in range(TALKING):
             self._begin_session()
         heard_at = time.monotonic()
-        while not self.day.errors and (self._moments or self.ledger.in_flight):
+        while not self.day.errors and (self._moments or self._kill_at is not None or self.ledger.in_flight):
             now = time.monotonic()
             self._plan_kill(now)
             if self._kill_at is not None and now >= self._kill_at:
@@ -232,7 +231,6 @@ class Driver:
         worker.close()
         self._worker = None
         where = f"with {_counted(len(self.ledger.in_flight), 'message')} in the works" if was_ready else "coming back"
-        findings = None
         with Store.open(self._path, read_only=True) as store:
             findings = verify_sessions(store, self.ledger)
         self.day.verified += 1
@@ -261,7 +259,7 @@ class Driver:
         self._screen.status("the last replies are out; the worker closes the store")
         worker.finish()
         self._rest_of_life()
-        if worker.returncode != 0:
+        if worker.returncode != 0 and not worker.was_killed:
             self._died()
 
     def _rest_of_life(self) -> None:
@@ -307,7 +305,3 @@ class Driver:
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
-
-def batches(items: Sequence[Any]) -> Iterator[Any]:
-    """Items one after the other."""
-    yield from items

@@ -29,6 +29,8 @@ class WorkerProcess:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(entry for entry in sys.path if entry))
         self.started = time.monotonic()
         self.ended: float | None = None
+        self.was_killed = False
+        self._is_heard_out = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "limpet_store.demo.worker", path],
             stdin=subprocess.PIPE,
@@ -63,8 +65,11 @@ class WorkerProcess:
         returns  an event; None when it has ended, and everything it said was heard
         raises   queue.Empty after the timeout
         """
+        if self._is_heard_out:
+            return None
         event = self._events.get(timeout=max(0.0, timeout_s))
         if event is None:
+            self._is_heard_out = True
             self._process.wait()
             self.ended = self.ended or time.monotonic()
         return event
@@ -76,6 +81,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it at once: SIGKILL where there is such a thing."""
+        self.was_killed = True
         self._process.kill()
         self._process.wait()
         self.ended = time.monotonic()

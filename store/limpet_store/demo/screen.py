@@ -51,6 +51,15 @@ class Screen:
         )
         self._shown_at = time.monotonic()
 
+    def item(self, label: str, text: str) -> None:
+        """A line that stays, with a label in front."""
+        self._clear()
+        self._print(
+            textwrap.fill(
+                text, self.width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False
+            )
+        )
+
     def wants_status(self) -> bool:
         """Whether it is time for `status`: saves the caller making up a line that is not shown."""
         return time.monotonic() - self._shown_at >= (REWRITE_S if self._is_terminal else PLAIN_S)

@@ -156,6 +156,22 @@ class RedbImport:
         """How many rows were set aside."""
         return sum(table.quarantined for table in self.tables)
 
+    @property
+    def complete(self) -> bool:
+        """Whether everything in the file is in the store as what it was: no row left out, none in quarantine."""
+        left_out = {OTHER, OTHER_MESSAGE, UNKNOWN_TABLE, QUARANTINED}
+        return not any(table.quarantined or left_out & table.skipped.keys() for table in self.tables)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The account as JSON values, for a program."""
+        # asdict cannot copy a defaultdict.
+        plain = [
+            dataclasses.replace(table, written=dict(table.written), skipped=dict(table.skipped))
+            for table in self.tables
+        ]
+        account = dataclasses.asdict(dataclasses.replace(self, tables=plain))
+        return account | {"changed": self.changed, "complete": self.complete, "adds_up": self.adds_up}
+
     def lines(self) -> Iterator[str]:
         """The account as text, for a person."""
         yield f"from       {self.path}, transaction {self.commit.transaction_id}: {self.commit.why}"
