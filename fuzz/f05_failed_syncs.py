@@ -63,7 +63,6 @@ def _one(case: Case, budget: Budget) -> bool:
         def accept(found: Exception) -> bool:
             return late and isinstance(found, CorruptError) and _previous_is_whole(disk_now)
 
-
         if not case["reopen"]:
             units = disk.units()
             for choices in islice(choices_for(len(units), rng), 6):
@@ -143,7 +142,9 @@ def _commit_and_cut(run: Run, rng: random.Random, budget: Budget, mode: str) -> 
     disk.after.append(observe)
     try:
         for number in range(_AFTERWARDS):
-            run.step(["commit", "sync", [["put", "later", number, 30, 900 + number], ["put", "kv", number, 200, number]]])
+            run.step(
+                ["commit", "sync", [["put", "later", number, 30, 900 + number], ["put", "kv", number, 200, number]]]
+            )
         run.close()
     finally:
         disk.after.remove(observe)

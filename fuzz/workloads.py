@@ -122,9 +122,7 @@ def inserts(rng: random.Random, length: int) -> list[Step]:
 def overwrites(rng: random.Random, length: int) -> list[Step]:
     """The same keys again and again: pages are freed and reused as fast as the rules allow."""
     tags = _Tags(rng)
-    return [
-        ["commit", "sync", [tags.put("kv", 12, (20, 50)) for _ in range(rng.randint(1, 4))]] for _ in range(length)
-    ]
+    return [["commit", "sync", [tags.put("kv", 12, (20, 50)) for _ in range(rng.randint(1, 4))]] for _ in range(length)]
 
 
 def deletes(rng: random.Random, length: int) -> list[Step]:
@@ -156,7 +154,9 @@ def catalogues(rng: random.Random, length: int) -> list[Step]:
     for _ in range(length):
         table, other = f"table-{rng.randrange(9)}", f"table-{rng.randrange(9)}"
         changes: list[Step] = [tags.put(table, 20, (5, 60)) for _ in range(rng.randint(0, 3))]
-        changes.append(rng.choice((["drop", other], ["rename", table, other], ["clear", other], tags.put(other, 9, (1, 9)))))
+        changes.append(
+            rng.choice((["drop", other], ["rename", table, other], ["clear", other], tags.put(other, 9, (1, 9))))
+        )
         steps.append(["commit", "sync", changes])
     return steps
 

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any
+from operator import add
+from typing import Any, cast
 
 from .errors import CorruptError
 from .format import END_SIZE, REF_SIZE, Pgno, Ref, ref_pgno
@@ -318,8 +319,7 @@ class _Editor:
 
     def fresh(self) -> tuple[list[Child], list[bytes]]:
         """The leaves of a tree that was empty."""
-        keys = [key for key in self.keys if self.changes[key] is not None]
-        values = [value for key in keys if (value := self.changes[key]) is not None]
+        keys, values = _present(self.keys, self.changes)
         self.result.delta += len(keys)
         return self.cut_leaf(keys, values, append=True)
 
@@ -374,11 +374,7 @@ class _Editor:
                 if type(old) is Overflow:
                     self.result.dropped.append(old)
         entries.update(zip(changed, map(self.changes.__getitem__, changed), strict=True))
-        keys = sorted(entries)
-        values = list(map(entries.__getitem__, keys))
-        if None in values:
-            keys = [key for key, value in zip(keys, values, strict=True) if value is not None]
-        return keys, [value for value in values if value is not None]
+        return _present(sorted(entries), entries)
 
     def cut_leaf(
         self, keys: list[bytes], values: list[bytes], *, append: bool = False, split_at: int = 0, shrank: bool = False
@@ -396,7 +392,7 @@ class _Editor:
         size = sum(map(len, keys)) + sum(map(len, values)) + fixed * len(keys)
         if size <= self.leaf_payload and not has_overflow:
             return [DraftLeaf(keys, values, shrank and size * _THIN < self.leaf_payload)], []
-        sizes = [len(key) + len(value) + fixed for key, value in zip(keys, values, strict=True)]
+        sizes: Iterable[int] = map(fixed.__add__, map(add, map(len, keys), map(len, values)))
         if has_overflow:
             sizes = [size + END_SIZE * (type(value) is Overflow) for size, value in zip(sizes, values, strict=True)]
         ends = list(accumulate(sizes))
@@ -489,6 +485,15 @@ class _Editor:
         cuts = _cut(ends, self.branch_payload, full=append)
         branches: list[Child] = [DraftBranch(level, keys[a : b - 1], children[a:b]) for a, b in pairwise(cuts)]
         return branches, [keys[cut - 1] for cut in cuts[1:-1]]
+
+
+def _present(keys: list[bytes], entries: Mapping[bytes, bytes | None]) -> tuple[list[bytes], list[bytes]]:
+    """Those of the keys that are not deleted, and their values."""
+    values = list(map(entries.__getitem__, keys))
+    if None in values:
+        keys = [key for key, value in zip(keys, values, strict=True) if value is not None]
+        return keys, [value for value in values if value is not None]
+    return keys, cast("list[bytes]", values)
 
 
 def _is_thin(child: Child) -> bool:

@@ -37,8 +37,9 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -344,6 +345,7 @@ class Database:
         self._writer_thread: int | None = None
         self._flush_lock = threading.Lock()
         self._state = threading.RLock()
+        self._retired: weakref.WeakSet[Pager] = weakref.WeakSet()  # of before a compaction; their readers own them
         self._pins: dict[int, int] = {}  # id of a read transaction -> txid of its snapshot
         self._transaction: WriteTransaction | None = None
         self._failure: LimpetError | None = None  # why nothing works any more
@@ -596,6 +598,8 @@ class Database:
         cost       reads all live pages; while it runs, their space cannot be used again
         """
         target = self._file_system.resolve(os.fspath(path))
+        if target == self._path:
+            raise ValueError(f"a backup cannot replace the database itself ({target}); compact() rewrites it in place")
         if not overwrite and self._file_system.exists(target):
             raise FileExistsError(
                 17, "the backup would replace a file; choose another name or pass overwrite=True", target
@@ -648,6 +652,7 @@ class Database:
     def _switch(self, file: File) -> None:
         """Go on with another file that holds the same commit."""
         old = self._file
+        self._retired.add(self._pager)
         try:
             with self._state:
                 self._attach(file)
@@ -675,8 +680,6 @@ class Database:
 
         raises   OSError if the last commits could not be made durable; the file is released even so
         """
-        if self._closed:
-            return
         if self._forked:
             self._closed = True
             return
@@ -693,9 +696,10 @@ class Database:
             finally:
                 self._failure = self._failure or ClosedError(f"the database {self._path} is closed; open it again")
                 self._published = None
-                self._pager.failure = f"the database {self._path} is closed"
-                self._pager.forget()
-                self._file.close()
+                for pager in (self._pager, *self._retired):
+                    pager.failure = f"the database {self._path} is closed"
+                    pager.forget()
+                    pager.file.close()
 
     def __enter__(self) -> Self:
         self._check_usable()
@@ -714,7 +718,8 @@ class Database:
         message = f"the database {self._path} was opened before a fork; the child has to open its own"
         self._failure = ClosedError(message)
         self._published = None
-        self._pager.failure = message
+        for pager in (self._pager, *self._retired):
+            pager.abandon(message)
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -759,16 +764,21 @@ class Database:
             ]
             needed = None
             if older:
-                other_bits, _ = load_map(older[0].free_space_root, older[0].high_water, page_size, self._pager.page)
-                for pgno in range(older[0].high_water, meta.high_water):  # the older commit has never used those
-                    byte = pgno >> 3
-                    if byte >= len(other_bits):
-                        break
-                    other_bits[byte] |= 1 << (pgno & 7)
-                needed = bytes(other_bits)
+                needed = self._free_in_older(older[0], meta.high_water)
             space.set_pending(meta.txid, needed)
             self._space = space
         return self._space
+
+    def _free_in_older(self, older: Meta, high_water: int) -> bytes | None:
+        """Which pages the older commit does not need; None if its map is damaged: then it may need any."""
+        try:
+            bits, _ = load_map(older.free_space_root, older.high_water, self._header.page_size, self._pager.page)
+        except CorruptError as error:
+            _log.warning("%s: commit %d, the one before, is damaged: %s", self._path, older.txid, error)
+            return None
+        for pgno in range(older.high_water, min(high_water, 8 * len(bits))):  # the older commit has never used those
+            bits[pgno >> 3] |= 1 << (pgno & 7)
+        return bytes(bits)
 
     def _metas_newest(self) -> Meta:
         return max((meta for meta in self._metas if meta is not None), key=lambda meta: meta.txid)
@@ -950,7 +960,10 @@ class Database:
         work = _Flush()
         try:
             with self._state:
-                meta = self._prepare(work, durability == SYNC, clean)
+                if reached >= txid:
+                    meta = self._prepare_mark(work)
+                else:
+                    meta = self._prepare(work, durability == SYNC, clean)
             self._pager.write(work.pages)
         except BaseException as error:
             self._undo_flush(work, error)
@@ -975,6 +988,16 @@ class Database:
         except BaseException as error:
             self._poison(error)
             raise
+
+    def _prepare_mark(self, work: _Flush) -> Meta:
+        """The newest commit once more, marked as closed cleanly: nothing but a meta is written, so both say the same."""
+        work.tip, work.catalogue_root = self._tip, self._catalogue_root
+        meta = self._metas[self._durable_slot]
+        assert meta is not None
+        assert meta.txid == work.tip.txid
+        work.unsynced = True  # a sync that failed unnoticed (ext4 with data=journal) is reported by the next one
+        work.grew, self._grew, self._unsynced = self._grew, False, False
+        return replace(meta, clean=True)
 
     def _prepare(self, work: _Flush, sync: bool, clean: bool) -> Meta:
         """Collect what has to be written to make the tip the newest commit of the file."""

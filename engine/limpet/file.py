@@ -31,15 +31,17 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import ModuleType
 from typing import Protocol
 
 from .errors import ClosedError, LimpetError, LockedError
 from .native import network_file_system
 
+_portalocker: ModuleType | None
 try:
     import portalocker as _portalocker
 except ImportError:  # optional: the same lock is taken by hand below
-    _portalocker = None  # type: ignore[assignment]  # the absence of the module is the value
+    _portalocker = None
 
 ZERO_CHUNK = bytes(1 << 20)  # growth is written in pieces of 1 MiB
 ALLOW_NETWORK = "LIMPET_ALLOW_NETWORK_FS"  # environment variable: open files on network file systems
@@ -415,6 +417,7 @@ class OSFileSystem(FileSystem):
         return self._register(path, os.open(path, flags, 0o666), writable=True)
 
     def _register(self, path: str, descriptor: int, *, writable: bool) -> OSFile:
+        file: OSFile | None = None
         try:
             remote = network_file_system(descriptor)
             if remote and not os.environ.get(ALLOW_NETWORK):
@@ -433,7 +436,10 @@ class OSFileSystem(FileSystem):
                 )
             return file
         except BaseException:
-            os.close(descriptor)
+            if file is None:
+                os.close(descriptor)
+            else:
+                file.close()  # the descriptor is its own now, and closing it twice could hit somebody else's file
             raise
 
     def exists(self, path: str) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from . import btree
 from .codecs import Codec, KeyCodec
 from .errors import ClosedError, CorruptError, ReadOnlyError
-from .format import MAX_VALUE_SIZE, max_key_size
+from .format import MAX_VALUE_SIZE, max_inline_entry, max_key_size
 from .node import Overflow
 from .pager import Pager
 
@@ -153,12 +153,15 @@ class Owner(Protocol):
 # Bytes of Python objects beside the bytes of key and value: two headers, a slot and a half in the
 # dict, an entry in the set of unresolved keys.
 _ENTRY_OVERHEAD = 33 + 33 + 150 + 50
+_REPORTED = 64 << 10  # bytes of overlay at a time; telling the transaction of each costs a call of 0.1 us
 
 
 class WorkingTree:
     """A tree of the write transaction. Only the transaction's thread uses it."""
 
     __slots__ = (
+        "_grown",
+        "_inline_limit",
         "_owner",
         "_pager",
         "_sorted",
@@ -166,6 +169,7 @@ class WorkingTree:
         "codecs",
         "count",
         "delta",
+        "has_large",
         "max_key_size",
         "name",
         "overlay",
@@ -180,6 +184,9 @@ class WorkingTree:
         self._pager = pager
         self.max_key_size = max_key_size(pager.page_size)
         self._owner = owner
+        self._inline_limit = max_inline_entry(pager.page_size)
+        self._grown = 0  # bytes of overlay that the transaction has not been told of
+        self.has_large = False  # whether a value was set that belongs on overflow pages
         self.version = 0
         self.changed = False  # since the transaction began
         self._sorted: list[bytes] | None = None
@@ -293,7 +300,16 @@ class WorkingTree:
         overlay[key] = value
         self.version += 1
         self.changed = True
-        self._owner.grown(len(key) + len(value) + _ENTRY_OVERHEAD)
+        size = len(key) + len(value)
+        if size > self._inline_limit:
+            self.has_large = True
+        self._grown += size + _ENTRY_OVERHEAD
+        if self._grown > _REPORTED:
+            self._report()
+
+    def _report(self) -> None:
+        grown, self._grown = self._grown, 0
+        self._owner.grown(grown)
 
     def delete(self, key: bytes) -> bool:
         overlay = self.overlay
@@ -320,7 +336,9 @@ class WorkingTree:
         self._sorted = None
         self.version += 1
         self.changed = True
-        self._owner.grown(len(key) + _ENTRY_OVERHEAD)
+        self._grown += len(key) + _ENTRY_OVERHEAD
+        if self._grown > _REPORTED:
+            self._report()
         return True
 
     def delete_range(self, low: bytes | None, high: bytes | None) -> int:
@@ -358,6 +376,7 @@ class WorkingTree:
     def restore(self, state: WorkingState) -> None:
         """Go back to an earlier state, or take over that of another tree."""
         self.codecs, self.tree_id, self.root, self.count, self.overlay, self.delta, self.unresolved = state
+        self.has_large = True  # not part of the state; it costs a look when it is wrong
         self._sorted = None
         self.version += 1
 

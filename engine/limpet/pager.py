@@ -185,6 +185,12 @@ class Pager:
         with self._lock:
             self.hot, self._cold, self._hot_size, self._cold_size = {}, {}, 0, 0
 
+    def abandon(self, why: str) -> None:
+        """In a forked child: read nothing any more, from the cache neither. The parent may have held the lock."""
+        self._lock = threading.Lock()
+        self.failure = why
+        self.forget()
+
     # -- writing ---------------------------------------------------------------------------------
 
     def seal(self, body: bytes, pgno: int) -> tuple[Ref, bytes]:

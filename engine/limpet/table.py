@@ -93,7 +93,7 @@ class TableView(MutableMapping[Any, Any]):
         """Not for users: `txn[TABLE]` makes it."""
         self._table = table
         self._tree = tree
-        self._met: tuple[KeyCodec, Codec] | None = None  # the tree's codecs when they were last checked
+        self._met = tree.codecs  # when they were last checked; they change if the table is dropped and made anew
 
     @property
     def name(self) -> str:
@@ -109,6 +109,8 @@ class TableView(MutableMapping[Any, Any]):
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of `key`, or `default`. Cost: the depth of the tree, about 1 us when cached."""
         table = self._table
+        if self._tree.codecs is not self._met:
+            self._meet()
         try:
             stored = self._tree.get(key if table.plain_key and type(key) is bytes else table.encode_key(key))
             if stored is None:
@@ -126,6 +128,7 @@ class TableView(MutableMapping[Any, Any]):
         return value
 
     def __contains__(self, key: object) -> bool:
+        self._meet()
         return self._tree.has(self._table.encode_key(key))
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -138,8 +141,7 @@ class TableView(MutableMapping[Any, Any]):
         if self._met is None or tree.codecs is not self._met:
             if tree.codecs is None:
                 tree.create(table.codecs)
-            table.check(tree.codecs)
-            self._met = tree.codecs
+            self._meet()
         tree.set(encoded_key, encoded_value)
 
     def _too_large(self, key: bytes, value: bytes) -> LimitError:
@@ -152,6 +154,7 @@ class TableView(MutableMapping[Any, Any]):
         )
 
     def __delitem__(self, key: Any) -> None:
+        self._meet()
         if not self._tree.delete(self._table.encode_key(key)):
             raise KeyError(key)
 
@@ -246,6 +249,7 @@ class TableView(MutableMapping[Any, Any]):
         cost         reads and rewrites the leaves concerned; without bounds, only frees them
         """
         low, high = self._bounds(start, stop, include_start=True, include_stop=False)
+        self._meet()
         return self._tree.delete_range(low, high)
 
     def clear(self) -> None:
@@ -253,6 +257,13 @@ class TableView(MutableMapping[Any, Any]):
         self._tree.clear()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _meet(self) -> None:
+        """TableTypeError if the table has come into being with other codecs since the view was given out."""
+        codecs = self._tree.codecs
+        if codecs is not self._met:
+            self._table.check(codecs)
+            self._met = codecs
 
     def _removed(self, pair: tuple[Any, Any] | None) -> tuple[Any, Any] | None:
         if pair is not None:
@@ -280,6 +291,7 @@ class TableView(MutableMapping[Any, Any]):
         tree = self._tree
         done = False
         while not done:
+            self._meet()
             version = tree.version
             done = True
             for keys, values in tree.scan(low, high, reverse=reverse):

@@ -426,11 +426,12 @@ class WriteTransaction:
 
     def _with_overflow(self, tree: WorkingTree) -> btree.Changes:
         """The overlay, with large values moved to overflow pages."""
-        limit = max_inline_entry(self._pager.page_size)
         changes = tree.overlay
-        large = [key for key, value in changes.items() if value is not None and len(key) + len(value) > limit]
-        if not large:
+        if not tree.has_large:
             return changes
+        tree.has_large = False
+        limit = max_inline_entry(self._pager.page_size)
+        large = [key for key, value in changes.items() if value is not None and len(key) + len(value) > limit]
         changes = changes.copy()
         page_size = self._pager.page_size
         for key in large:

@@ -1,4 +1,4 @@
-"""A minimal gateway on asyncio: a queue worker, a cron tick, a poller of external jobs, and everything it must remember.
+"""A minimal gateway on asyncio: a queue worker, a cron tick, a poller of external jobs, and all it must remember.
 
     python store/examples/gateway.py --store /tmp/demo.limpet --seconds 5
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import logging
 import random
@@ -27,6 +28,7 @@ from limpet_store import (
     ExternalJobKind,
     ExternalJobOrigin,
     ExternalJobStatus,
+    NotFoundError,
     Priority,
     QueuedMessage,
     QueuedTask,
@@ -43,11 +45,11 @@ SAYINGS = ("hello", "how are you?", "make a video of a crab", "what is the time?
 
 
 class Gateway:
-    """The loops of a gateway on one store. `work` wakes the workers, so that nobody polls an empty queue."""
+    """The loops of a gateway on one store. `work` counts what was submitted, so that nobody polls an empty queue."""
 
     def __init__(self, store: AsyncStore) -> None:
         self.store = store
-        self.work = asyncio.Condition()
+        self.work = asyncio.Semaphore(0)
 
     async def run(self, seconds: float) -> None:
         """Start every loop, and stop them all after a while."""
@@ -74,8 +76,7 @@ class Gateway:
             QueuedTask(session_key=session_key, messages=[message], priority=priority)
         )
         log.info("%s says %r: %s", session_key, text, outcome.kind)
-        async with self.work:
-            self.work.notify()
+        self.work.release()
 
     async def user(self, name: str) -> None:
         """Somebody who says something now and then."""
@@ -88,8 +89,7 @@ class Gateway:
         while True:
             task = await self.store.tasks.dequeue()
             if task is None:
-                async with self.work:
-                    await self.work.wait()
+                await self.work.acquire()
                 continue
             text = "\n".join(message.text for message in task.messages)
             reply = await self.agent(task.session_key, text)
@@ -126,11 +126,13 @@ class Gateway:
             now = time.time()
             for name, text in await self.store.cron.items():
                 job = json.loads(text)
-                if job["next_at"] <= now:
-                    job["next_at"] = now + job["every_s"]
-                    moved = json.dumps(job)
-                    await self.store.cron.update(name, lambda _, moved=moved: moved)  # type: ignore[misc]  # mypy: lambda defaults
-                    await self.submit("agent:main:cron:tea", job["text"], Priority.CRON)
+                if job["next_at"] > now:
+                    continue
+                try:
+                    await self.store.cron.update(name, functools.partial(again_after, now))
+                except NotFoundError:
+                    continue  # somebody deleted it a moment ago, and it stays deleted
+                await self.submit("agent:main:cron:tea", job["text"], Priority.CRON)
 
     async def poller(self) -> None:
         """Every tick: claim the jobs that are due, ask the provider, deliver what is ready."""
@@ -158,6 +160,13 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             await self.store.tasks.cleanup_expired()
             await self.store.retention(sessions_s=30 * 86400, archive_s=365 * 86400)
+
+
+def again_after(now: float, text: str) -> str:
+    """A scheduled job's text with the time when it is due next."""
+    job = json.loads(text)
+    job["next_at"] = now + job["every_s"]
+    return json.dumps(job)
 
 
 async def main() -> None:

@@ -781,8 +781,9 @@ def test_concurrent_committers_share_syncs_and_lose_nothing(db: limpet.Database)
     assert not errors
     after = db.stats()
     assert after.commits - before.commits == threads * commits
+    # Each alone would need a flush of its own. How many share one is a matter of the disk: test_database.py.
     if db.path != ":memory:":  # there a sync takes no time in which others could queue
-        assert after.syncs - before.syncs < threads * commits  # each alone would need two
+        assert after.flushes - before.flushes < threads * commits
     with db.read() as reader:
         assert len(reader[NUMBERS]) == threads * commits
 

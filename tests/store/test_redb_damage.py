@@ -83,13 +83,11 @@ def assert_no_wrong_row(name: str, data: bytes | bytearray, what: str) -> bool:
     raise AssertionError(f"{what}: wrong rows")
 
 
-def test_flipped_bytes_give_no_wrong_row() -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+def test_flipped_bytes_give_no_wrong_row(seed: int) -> None:
     source = random.Random(seed)
     seen = 0
     for number in range(2000):
-        name = source.choice(FILES)
+        (name,) = source.choices(FILES, weights=(1, 3, 1, 1, 3))  # the large ones are slow
         data = bytearray(contents(name))
         # A third anywhere, a third in pages in use, a third in what steers: the header, or the head of a page.
         offset = (
@@ -105,9 +103,7 @@ def test_flipped_bytes_give_no_wrong_row() -> None:
     assert seen > 200
 
 
-def test_truncated_files_give_no_wrong_row() -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+def test_truncated_files_give_no_wrong_row(seed: int) -> None:
     source = random.Random(seed)
     for number in range(150):
         name = source.choice(FILES)
@@ -366,11 +362,9 @@ def mutations(source: random.Random) -> Iterator[bytearray]:
         yield data
 
 
-def test_without_checksums_damage_still_gives_typed_errors_in_time(any_checksum_fits: None) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+def test_without_checksums_damage_still_gives_typed_errors_in_time(any_checksum_fits: None, seed: int) -> None:
     errors = 0
-    for number, data in zip(range(1500), mutations(random.Random(seed)), strict=False):
+    for number, data in zip(range(700), mutations(random.Random(seed)), strict=False):
         started = time.perf_counter()
         try:
             with RedbFile(BytesSource(data)) as file:
@@ -381,4 +375,4 @@ def test_without_checksums_damage_still_gives_typed_errors_in_time(any_checksum_
         except TYPED:
             errors += 1
         assert time.perf_counter() - started < 2, f"seed {seed}, number {number}"
-    assert errors > 500
+    assert errors > 200

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -601,3 +601,56 @@ def test_what_was_chosen_is_in_the_log(tmp_path: Path, caplog: pytest.LogCapture
     with Store.open(tmp_path / "data.limpet", import_from=old):
         pass
     assert any("set aside" in record.message and record.levelname == "WARNING" for record in caplog.records)
+
+
+# ---------------------------------------------------------------------------------------------- time and memory
+
+MEASURE = """
+import sys, threading, time
+from limpet_store.cli import main
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+before = peak = anonymous()
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.01)
+
+threading.Thread(target=watch, daemon=True).start()
+started = time.monotonic()
+assert main(["import-redb", *sys.argv[1:]]) == 0
+print(f"{time.monotonic() - started:.1f} {(peak - before) / 1024:.0f}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_of_60_mb_takes_less_than_a_minute_and_100_mib(tmp_path: Path) -> None:
+    def rows() -> Iterator[tuple[str, str]]:
+        for user in range(310):
+            for seq in range(5):
+                yield f"agent:main:cli:direct:u{user:05}:{seq:016}", message("x" * (seq * 900))
+        for user in range(310):
+            for gen in (1, 2, 3):
+                for seq in range(18 if gen < 3 else 5):
+                    yield f"archive:agent:main:cli:direct:u{user:05}:gen{gen}:{seq:016}", message("y" * (seq * 397))
+
+    maker = RedbMaker()
+    keys = [f"agent:main:cli:direct:u{user:05}" for user in range(310)]
+    maker.add_table("session_meta", [(key, meta(key, count=5, generation=3)) for key in keys])
+    maker.add_table("messages", rows())
+    old = tmp_path / "data.redb"
+    old.write_bytes(maker.file(flags=2))  # a crash: everything is verified before anything is read
+    print(old.stat().st_size)
+    assert old.stat().st_size > 60_000_000
+    command = [sys.executable, "-c", MEASURE, old, tmp_path / "data.limpet"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    seconds, mebibytes = out.splitlines()[-1].split()
+    print(out)
+    assert float(seconds) < 60
+    assert float(mebibytes) < 100

@@ -46,7 +46,7 @@ CHOICE_NAMES = ("old", "new", "garbage", "zero", "half")
 SYNC_FAILURES = ("eio", "ext4-ordered", "btrfs", "ext4-data")
 
 # Calls that change something: the points at which a power cut can make a difference.
-MUTATIONS = frozenset({"write", "grow", "truncate", "sync", "sync_all", "drop_cache"}) | frozenset(
+MUTATIONS = frozenset({"write", "grow", "truncate", "sync", "sync_all", "sync_range", "drop_cache"}) | frozenset(
     {"create", "link", "replace", "remove", "sync_directory"}
 )
 
@@ -98,9 +98,31 @@ class Inode:
                 sizes.append(change)
         self.pending = sizes
 
-    def lose(self, rng: random.Random) -> None:
-        """A failed sync: some of what is pending has reached the disk, and all of it counts as clean."""
+    def take(self, region: range | None) -> list[Write | Resize]:
+        """Remove from what is pending the writes that touch a region of the file; None: everything."""
+        if region is None:
+            taken, self.pending = self.pending, []
+            return taken
+        taken, kept = [], []
         for change in self.pending:
+            hit = (
+                type(change) is Write
+                and change.offset < region.stop
+                and change.offset + len(change.data) > region.start
+            )
+            (taken if hit else kept).append(change)
+        self.pending = kept
+        return taken
+
+    def settle_region(self, region: range) -> None:
+        """The writes to a region have reached the disk, and nothing else need have."""
+        for change in self.take(region):
+            assert type(change) is Write
+            _put(self.durable, change.offset, change.data)
+
+    def lose(self, rng: random.Random, region: range | None) -> None:
+        """A failed sync: some of what is pending has reached the disk, and all of it counts as clean."""
+        for change in self.take(region):
             if rng.random() < 0.5:
                 continue
             if type(change) is Write:
@@ -111,7 +133,6 @@ class Inode:
                 assert type(change) is Resize
                 self.durable_size = change.size
                 _fit(self.durable, change.size)
-        self.pending = []
 
     def on_disk(self) -> bytes:
         """The content as the disk has it, were the power cut before anything more is written."""
@@ -369,7 +390,7 @@ class SimDisk:
         for observer in self.after:
             observer(call)
 
-    def sync_goes_wrong(self, inode: Inode, path: str) -> bool:
+    def sync_goes_wrong(self, inode: Inode, path: str, region: range | None = None) -> bool:
         """Apply the planned failure of a sync; returns whether this sync is to do nothing more."""
         failure = self.failure
         if failure is None:
@@ -385,10 +406,10 @@ class SimDisk:
         if failure.mode == "eio":
             raise _io_error(path)
         if failure.mode == "btrfs":
-            inode.pending = []
-            inode.cache = bytearray(inode.on_disk())
+            inode.take(region)
+            inode.cache = inode.fresh_cache()
             raise _io_error(path)
-        inode.lose(random.Random(failure.seed))
+        inode.lose(random.Random(failure.seed), region)
         if failure.mode == "ext4-data":
             failure.late = True
             return True
@@ -433,6 +454,15 @@ class SimFile(File):
             inode.pending.append(Resize(end))
         _put(inode.cache, offset, data)
         inode.pending.append(Write(offset, data))
+
+    def write_synced(self, offset: int, data: bytes) -> None:
+        self.write(offset, data)
+        call = Call("sync_range", self.path, self, offset, len(data))
+        region = range(offset, offset + len(data))
+        self.disk.enter(call)
+        if not self.disk.sync_goes_wrong(self.inode, self.path, region):
+            self.inode.settle_region(region)
+        self.disk.leave(call)
 
     def grow(self, size: int) -> None:
         self.checked()

@@ -27,6 +27,7 @@ from .disk import SECTOR, Call, Inode, SimDisk, SimFile, Write
 from .layout import CommitRecord, Layout, layout_of
 
 _WRITES = frozenset({"write", "grow", "truncate"})
+_SYNCS = frozenset({"sync", "sync_all", "sync_range"})
 
 
 class Violation(AssertionError):
@@ -94,7 +95,7 @@ class Monitor:
             if slot is not None:
                 self._records_read.add(slot)
             return
-        if kind in _WRITES or (kind in ("sync", "sync_all") and id(file) in self._failed):
+        if kind in _WRITES or (kind in _SYNCS and id(file) in self._failed):
             if id(file) in self._failed and id(file) in self._watched:
                 self._broken("M5", call, "after a failure of a sync or of a commit record")
             if not file.writable:
@@ -120,7 +121,7 @@ class Monitor:
             return
         layout = self._layout(call.file.inode)
         record = call.kind == "write" and layout is not None and layout.slot_of(call.offset, call.size) is not None
-        if (record and self._is_named(call.file)) or call.kind in ("sync", "sync_all", "drop_cache"):
+        if (record and self._is_named(call.file)) or call.kind in _SYNCS or call.kind == "drop_cache":
             self._failed.add(id(call.file))
             self._watched[id(call.file)] = call.file  # held, so that the id stays its own
 

@@ -106,6 +106,10 @@ class _DoomedFile(File):
         with self._owner.call((self._inner, offset, data)):
             self._inner.write(offset, data)
 
+    def write_synced(self, offset: int, data: bytes) -> None:
+        with self._owner.call((self._inner, offset, data)):
+            self._inner.write_synced(offset, data)
+
     def grow(self, size: int) -> None:
         with self._owner.call():
             self._inner.grow(size)

@@ -82,8 +82,10 @@ class Driver:
         rng: random.Random,
         screen: Screen,
     ) -> None:
-        """path    where the store will be; there is nothing yet
-        sessions  all of them when day_s is None; else as many as that day is long
+        """Prepare a day; nothing happens yet.
+
+        path      where the store will be; there is nothing yet
+        sessions  all of them are played when day_s is None, else as many as that day is long
         kills     how often to kill
         day_s     seconds after which nobody says anything new, or None
         """
@@ -95,6 +97,7 @@ class Driver:
         self._day_s = day_s
         self._rng = rng
         self._screen = screen
+        self._kill_count = kills
         self._moments = sorted(rng.uniform(0.03, 0.97) for _ in range(kills))  # in shares of the day
         self._early_kills = {n for n in range(1, kills) if rng.random() < EARLY_KILL_SHARE}
         self._kill_at: float | None = None
@@ -242,7 +245,9 @@ class Driver:
             if not findings.errors
             else f"{len(findings.errors)} complaints, such as {findings.errors[0]}"
         )
-        self._screen.note(f"SIGKILL {self.day.kills}: worker {worker.pid}, {where}. In the file: {result}")
+        self._screen.note(
+            f"SIGKILL {self.day.kills} of {self._kill_count}: worker {worker.pid}, {where}. In the file: {result}"
+        )
         if self.day.errors:
             return
         self._start()
@@ -256,7 +261,7 @@ class Driver:
         worker = self._worker
         if worker is None or self.day.errors:
             return
-        self._screen.status("the last replies are out; the worker closes the store")
+        self._screen.status("the worker closes the store")
         worker.finish()
         self._rest_of_life()
         if worker.returncode != 0 and not worker.was_killed:
@@ -304,4 +309,3 @@ class Driver:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-

@@ -21,12 +21,17 @@ from typing import Any
 GOODBYE_S = 30.0  # a worker that was asked to finish does so in milliseconds, unless its disk is very slow
 
 
+def child_environment() -> dict[str, str]:
+    """The environment in which a child finds the modules that we have found, and writes as we read."""
+    paths = os.pathsep.join(entry for entry in sys.path if entry)
+    return dict(os.environ, PYTHONPATH=paths, PYTHONIOENCODING="utf-8")
+
+
 class WorkerProcess:
     """One life of the worker."""
 
     def __init__(self, path: str) -> None:
-        self._errors = tempfile.TemporaryFile()
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(entry for entry in sys.path if entry))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
         self.started = time.monotonic()
         self.ended: float | None = None
         self.was_killed = False
@@ -36,7 +41,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env=child_environment(),
             start_new_session=True,  # Ctrl-C is for the driver, which then ends the worker in its own way
         )
         self.pid = self._process.pid

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +15,13 @@ import limpet
 from .. import Store
 from .driver import Day
 from .ledger import Ledger
+from .process import child_environment
 from .screen import Screen
 from .script import Session
 from .verify import Findings, verify_sessions, verify_tasks
 
 LABEL_WIDTH = 12
+VERBS = ("info", "check")
 MAX_SHOWN = 10  # errors; the rest is counted
 
 
@@ -27,10 +32,12 @@ class Result:
     path: str
     seed: int
     day: Day
+    source: str  # what the sessions came from: "languages" or "transcripts"
     findings: Findings = field(default_factory=Findings)
     txid: int = 0
     file_size: int = 0
     live_size: int = 0
+    commands: dict[str, str] = field(default_factory=dict)  # command line -> what it printed
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -51,6 +58,7 @@ class Result:
             "path": self.path,
             "file_size": self.file_size,
             "live_size": self.live_size,
+            "commands": self.commands,
         }
 
 
@@ -65,9 +73,9 @@ def opening(sessions: Sequence[Session], *, path: str, seed: int, kills: int, da
     )
 
 
-def conclude(path: str, day: Day, ledger: Ledger, *, seed: int) -> Result:
+def conclude(path: str, day: Day, ledger: Ledger, *, seed: int, source: str) -> Result:
     """Compare everything once more, then verify the file itself."""
-    result = Result(path, seed, day, errors=list(day.errors))
+    result = Result(path, seed, day, source, errors=list(day.errors))
     if not os.path.exists(path):
         if not day.interrupted:
             result.errors.append(f"there is no file {path}")
@@ -85,7 +93,27 @@ def conclude(path: str, day: Day, ledger: Ledger, *, seed: int) -> Result:
         result.errors.append(f"{type(error).__name__}: {error}")
         return result
     result.txid, result.file_size, result.live_size = stats.txid, stats.file_size, stats.live_size
+    for verb in VERBS if importlib.util.find_spec("limpet.cli") else ():
+        code, output = _limpet(verb, path)
+        result.commands[f"limpet {verb} {path}"] = output
+        if code != 0:
+            result.errors.append(f"`limpet {verb} {path}` ended with exit code {code}")
     return result
+
+
+def _limpet(verb: str, path: str) -> tuple[int, str]:
+    """Run the inspector on the file, as whoever reads this may do next; returns exit code and output."""
+    run = subprocess.run(
+        [sys.executable, "-c", "import sys; from limpet.cli import main; sys.exit(main())", verb, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=child_environment(),
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    return run.returncode, run.stdout.rstrip()
 
 
 def show(result: Result, screen: Screen) -> None:
@@ -94,7 +122,7 @@ def show(result: Result, screen: Screen) -> None:
     _item(
         screen,
         "Played",
-        f"{day.sessions:,} sessions on {day.channels} channels, from {day.origins} {_sources(day)}: {day.turns:,} turns"
+        f"{day.sessions:,} sessions on {day.channels} channels, from {day.origins} {result.source}: {day.turns:,} turns"
         f" and {day.restarts:,} fresh starts",
     )
     _item(
@@ -127,10 +155,9 @@ def show(result: Result, screen: Screen) -> None:
     for warning in result.warnings[:MAX_SHOWN]:
         _item(screen, "Warning", warning)
     _item(screen, "File", f"{result.path}, {_size(result.file_size)}, of which {_size(result.live_size)} are in use")
-
-
-def _sources(day: Day) -> str:
-    return "source" if day.origins == 1 else "languages or transcripts"
+    for command, output in result.commands.items():
+        screen.say(f"\n$ {command}")
+        screen.verbatim(output)
 
 
 def _item(screen: Screen, label: str, text: str) -> None:

@@ -72,7 +72,9 @@ def run(options: Options) -> int:
     screen.say()
     driver = Driver(path, sessions, kills=options.kills, day_s=day_s, rng=rng, screen=screen)
     day = driver.play()
-    result = report.conclude(path, day, driver.ledger, seed=seed)
+    result = report.conclude(
+        path, day, driver.ledger, seed=seed, source="languages" if options.source is None else "transcripts"
+    )
     if options.json:
         screen.say(f"{len(result.errors)} errors" if result.errors else "all is well")
         json.dump(result.as_dict(), sys.stdout, ensure_ascii=False, indent=2)

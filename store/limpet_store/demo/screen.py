@@ -16,6 +16,7 @@ from typing import TextIO
 REWRITE_S = 0.1
 PLAIN_S = 3.0
 INDENT = 11  # where text begins behind the time
+MIN_WIDTH = INDENT + 8  # narrower than this, the time is cut off too
 MAX_WIDTH = 100  # longer lines are hard to read
 
 
@@ -34,13 +35,18 @@ class Screen:
     @property
     def width(self) -> int:
         """Columns to write into; the last one stays free, because some terminals go on to the next line there."""
-        return max(20, min(shutil.get_terminal_size().columns - 1, MAX_WIDTH))
+        return max(MIN_WIDTH, min(shutil.get_terminal_size().columns - 1, MAX_WIDTH))
 
     def say(self, text: str = "") -> None:
         """A line that stays, broken where it is too long; the lines in `text` stay lines."""
         self._clear()
         for line in text.split("\n"):
             self._print(textwrap.fill(line, self.width, break_on_hyphens=False, break_long_words=False))
+
+    def verbatim(self, text: str) -> None:
+        """Lines that stay as they are: somebody else's output."""
+        self._clear()
+        self._print(text)
 
     def note(self, text: str) -> None:
         """A line that stays, with the time in front."""
@@ -66,15 +72,15 @@ class Screen:
 
     def status(self, text: str) -> None:
         """The line that is rewritten."""
-        if not self._is_terminal:
-            self.note(text)
-            return
         line = _cut(f"{time.monotonic() - self._begin:7.1f} s  {text}", self.width)
+        self._shown_at = time.monotonic()
+        if not self._is_terminal:
+            self._print(line)
+            return
         width = _columns(line)
         self._stream.write("\r" + line + " " * (self._shown_width - width))
         self._stream.flush()
         self._shown_width = width
-        self._shown_at = time.monotonic()
 
     def _clear(self) -> None:
         if self._shown_width:

@@ -124,7 +124,7 @@ def _in_turns(lines: list[str]) -> Iterator[Turn]:
 def _messages(value: object) -> Iterator[tuple[str, str]]:
     """(role, text) of the messages in one line of a transcript."""
     if not isinstance(value, dict):
-        raise ValueError("a JSON object is needed")  # noqa: TRY004  # to the caller it is a line that cannot be read
+        raise ValueError("a JSON object is needed")
     if isinstance(value.get("messages"), list):
         for message in value["messages"]:
             yield from _messages(message)

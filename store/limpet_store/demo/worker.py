@@ -22,7 +22,7 @@ A message takes four durable commits, each of which leaves a state from which th
     3  user line   recorded under an idempotency key, so that doing it again appends nothing
     4  reply, task done, turn's idempotency key: one commit, so no reply is ever given twice
 
-That the user was told is a fifth commit that may be lost with the power: the worst is telling again.
+That the user was told is a fifth commit, which need not survive a power cut: the worst is telling again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Worker:
             return
         earlier = self.store.tasks.get(task.id)
         if earlier is not None and earlier.status is TaskStatus.DONE:
-            self.tell("answered", id=task.id, seq=None, text=earlier.last_reply)
+            self.notify(task.id, None, earlier.last_reply)
 
     def work(self) -> None:
         """Answer one task after the other, until there is nothing to wait for."""
@@ -110,9 +110,19 @@ class Worker:
             with self.store.write() as tx:
                 seq = tx.messages.append(task.session_key, _line(task, "assistant", text))
                 tx.tasks.finish_turn(task.id, 1, text, None, TaskStatus.DONE)
-        self.tell("answered", id=task.id, seq=seq, text=text)
+        self.notify(task.id, seq, text)
+
+    def notify(self, task_id: str, seq: int | None, text: str | None) -> None:
+        """Tell the user, and record that they were told."""
+        self.tell("answered", id=task_id, seq=seq, text=text)
         with self.store.write(durability="os") as tx:
-            tx.tasks.mark_notified(task.id)
+            tx.tasks.mark_notified(task_id)
+
+    def notify_again(self) -> None:
+        """Tell what may not have been told before the last life ended."""
+        for task in self.store.tasks.list(TaskStatus.DONE):
+            if not task.notified:
+                self.notify(task.id, None, task.last_reply)
 
 
 def _line(task: QueuedTask, role: str, content: str) -> dict[str, str]:
@@ -128,6 +138,7 @@ def serve(path: str) -> None:
         for _ in store.tasks.list(TaskStatus.PENDING):
             worker.waiting.release()
         worker.tell("ready", pid=os.getpid(), open_s=time.perf_counter() - begin, requeued=requeued)
+        worker.notify_again()
         agents = [threading.Thread(target=_or_die, args=(worker.work,), name=f"agent {n}") for n in range(AGENTS)]
         for agent in agents:
             agent.start()
@@ -145,7 +156,7 @@ def _or_die(body: Any) -> None:
     """A thread that fails takes the process with it: half a gateway would only look alive."""
     try:
         body()
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # whatever it is, it ends the process
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

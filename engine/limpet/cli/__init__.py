@@ -1,0 +1,134 @@
+"""The command `limpet`: looking into files, and the few things that are done to whole files.
+
+One module a verb, each with `add(verbs)` for its arguments and `run(arguments)` for its work, which
+returns the exit code. What they share is in terminal.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NoReturn
+
+from ..errors import BusyError, CorruptError, FormatError, LimpetError, LockedError, NoSuchTableError
+from ..format import FORMAT_VERSION
+from . import backup, check, compact, dump, get, info, page, pages, path, tables, upgrade
+from .terminal import (
+    BROKEN_PIPE,
+    DAMAGED,
+    INTERRUPTED,
+    NOT_OURS,
+    REFUSED,
+    USAGE,
+    WARNINGS,
+    UsageError,
+    emit,
+    note,
+    prepare_output,
+)
+
+_VERBS = (info, check, tables, get, dump, pages, page, path, backup, compact, upgrade)
+
+_EPILOG = """\
+info, check, tables, get, dump, pages, page and path only read. They take no lock, so they work beside
+a live writer, and they work on damaged files, as far as there is anything left to read.
+
+exit codes
+   0  fine                                   4  the system or a lock refused
+   1  warnings, or nothing found            64  wrong usage
+   2  damaged                              130  interrupted
+   3  not a Limpet file, or a newer one
+
+examples
+  limpet info app.limpet
+  limpet check app.limpet || echo "something is wrong"
+  limpet get app.limpet users ada
+  limpet dump app.limpet users | jq .value
+  limpet pages app.limpet --state damaged
+
+`limpet VERB --help` says more. With --json every verb prints JSON, one object a line; every object
+but the rows of `dump` has "v", the version of its form, and "type".
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code.
+
+    argv     the arguments; None: those of the process
+    raises   SystemExit for --help and for wrong usage
+    """
+    prepare_output()
+    parser = _Parser(
+        prog="limpet",
+        description="Look into Limpet files, and care for them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in _VERBS:
+        verb.add(verbs)
+    arguments = parser.parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()  # whoever read our output has seen enough
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (LimpetError, UsageError, OSError) as error:
+        return _fail(error, as_json=arguments.json)
+
+
+def _fail(error: Exception, *, as_json: bool) -> int:
+    code = _exit_code(error)
+    text = str(error)
+    try:
+        if as_json:
+            emit("failure", {"error": type(error).__name__, "message": text, "exit": code})
+            sys.stdout.flush()
+        else:
+            sys.stdout.flush()
+            note(text)
+    except BrokenPipeError:
+        _drop_output()
+    return code
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, UsageError):
+        return USAGE
+    if isinstance(error, NoSuchTableError):
+        return WARNINGS
+    if isinstance(error, FormatError):
+        return NOT_OURS
+    if isinstance(error, CorruptError):
+        return DAMAGED
+    if isinstance(error, LockedError | BusyError | OSError):
+        return REFUSED
+    return DAMAGED
+
+
+def _drop_output() -> None:
+    try:
+        sys.stdout.close()  # else the interpreter would try to flush it once more, and complain
+    except BrokenPipeError:
+        pass
+
+
+def _version() -> str:
+    try:
+        version = metadata.version("limpet")
+    except metadata.PackageNotFoundError:
+        version = "(a copy)"
+    return f"limpet {version}, file format {FORMAT_VERSION}"

@@ -1,0 +1,79 @@
+"""`limpet check`: is the file whole?"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from .terminal import (
+    DAMAGED,
+    FINE,
+    WARNINGS,
+    Verbs,
+    add_page_size,
+    add_verb,
+    emit,
+    inspected,
+    plural,
+    print_wrapped,
+    progress,
+)
+
+_TEXT = """\
+Reads every page of the newest commit, and those of the commit before that it does not share:
+checksums, order, separators, counts, overflow runs, free space, and every key and value. Damage of
+the commit before is a warning: nothing is lost by it.
+
+exit codes: 0 clean, 1 warnings, 2 damaged, 3 not a Limpet file or a newer one
+
+With --json: one object a finding, with "kind", "message" and where it is; the last has the counts.
+
+examples
+  limpet check app.limpet
+  limpet check --quick app.limpet               # checksums and structure only
+  limpet check --json app.limpet | jq 'select(.type == "error") | .pgno'
+"""
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verb's arguments."""
+    parser = add_verb(verbs, "check", run, "verify every page, key and value", _TEXT)
+    parser.add_argument("--quick", action="store_true", help="do not decode keys and values")
+    parser.add_argument(
+        "--max-errors", type=int, default=100, metavar="N", help="findings to print of each severity (%(default)s)"
+    )
+    add_page_size(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb."""
+    started = time.monotonic()
+    with inspected(arguments) as inspection, progress("checking") as show:
+        report = inspection.check(quick=arguments.quick, progress=show)
+    code = FINE if report.ok and not report.warnings else WARNINGS if report.ok else DAMAGED
+    for severity, findings in (("error", report.errors), ("warning", report.warnings)):
+        for finding in findings[: arguments.max_errors]:
+            if arguments.json:
+                emit(severity, finding.as_dict())
+            else:
+                print_wrapped(f"{severity}: {finding}", indent=4)
+        if not arguments.json and len(findings) > arguments.max_errors:
+            print(f"and {len(findings) - arguments.max_errors} more {severity}s; --max-errors shows them")
+    if arguments.json:
+        counts = {**report.as_dict(), "errors": len(report.errors), "warnings": len(report.warnings)}
+        emit("report", {**counts, "exit": code})
+        return code
+    if report.txid is not None:
+        print(
+            f"commit {report.txid}: {plural(report.reached_count, 'page')} in use, {report.free_count} free, "
+            f"{report.leaked_count} leaked; checked in {time.monotonic() - started:.1f} s"
+        )
+    if not report.ok and report.older_txid is not None:
+        whole = "is whole" if report.older_ok else "is damaged too"
+        print(f"commit {report.older_txid}, the one before, {whole}")
+    if code == FINE:
+        print("clean")
+    else:
+        verdict = "" if report.ok else ": DAMAGED"
+        print(f"{plural(len(report.errors), 'error')}, {plural(len(report.warnings), 'warning')}{verdict}")
+    return code
