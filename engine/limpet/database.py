@@ -769,13 +769,13 @@ class Database:
             self._space = space
         return self._space
 
-    def _free_in_older(self, older: Meta, high_water: int) -> bytes | None:
-        """Which pages the older commit does not need; None if its map is damaged: then it may need any."""
+    def _free_in_older(self, older: Meta, high_water: int) -> bytes:
+        """Which pages the older commit does not need, as a map; none of them if its own map is damaged."""
         try:
             bits, _ = load_map(older.free_space_root, older.high_water, self._header.page_size, self._pager.page)
         except CorruptError as error:
             _log.warning("%s: commit %d, the one before, is damaged: %s", self._path, older.txid, error)
-            return None
+            return bytes(-(-high_water // 8))
         for pgno in range(older.high_water, min(high_water, 8 * len(bits))):  # the older commit has never used those
             bits[pgno >> 3] |= 1 << (pgno & 7)
         return bytes(bits)

@@ -593,6 +593,8 @@ class Inspection:
                 )
         if self._problem is not None:
             message = str(self._problem).removeprefix(f"{self.filename}: ")
+            if self._is_ours and self._pager is not None:
+                message += ". The database cannot be opened, but its pages can be read: `limpet dump` saves them"
             report.errors.insert(0, Finding("header", message, pgno=0, offset=0))
         return report
 
@@ -779,7 +781,7 @@ class Inspection:
         assert self._pager is not None
         fields: dict[str, Any] = {}
         if len(data) >= META_SIZE:
-            names = [name for name, _ in META_FIELDS]
+            names = [name for name, _ in META_FIELDS if name != "zero"]
             fields = dict(zip(names, META.unpack(data[:META_SIZE]), strict=True))
             fields["txid"], fields["nonce"] = stamp_txid(fields["stamp"]), stamp_nonce(fields.pop("stamp"))
             fields["committed"] = when(fields.pop("commit_us"))

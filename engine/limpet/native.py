@@ -104,7 +104,7 @@ def _libc() -> tuple[Any, Any] | None:
     """(the foreign function interface, the C library), or None without `cffi`, or where it does not work."""
     try:
         from cffi import FFI
-    except ImportError:  # optional: DESIGN.md, "What may be missing"
+    except ImportError:  # optional: DESIGN.md, "Zero-dependency embedding"
         return None
     try:
         ffi = FFI()

@@ -189,13 +189,13 @@ class Record:
     def to_dict(self, *, leave_out: str | None = None) -> dict[str, Any]:
         """The row as JSON values in the order of its fields; parameters and errors are those of `to_json`."""
         out: dict[str, Any] = {}
-        for name, kind, _ in self._fields:
-            if name == leave_out:
-                continue
-            try:
-                out[name] = kind.out(getattr(self, name))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{type(self).__name__}.{name}: {error}") from error
+        name = ""
+        try:
+            for name, kind, _ in self._fields:
+                if name != leave_out:
+                    out[name] = kind.out(getattr(self, name))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}.{name}: {error}") from error
         extra = getattr(self, "extra", None)
         if extra:
             if not self._known.isdisjoint(extra):
@@ -209,23 +209,23 @@ class Record:
         """Make the record from decoded JSON; UndecodableError when it does not fit."""
         if not isinstance(value, dict):
             raise UndecodableError(f"{cls.__name__}: a JSON object is needed, not {type(value).__name__}")
-        arguments = {}
-        for name, kind, missing in cls._fields:
-            found = value.get(name, _REQUIRED)
-            if found is _REQUIRED:
-                if missing is None:
-                    raise UndecodableError(f"{cls.__name__}: field {name!r} is missing")
-                arguments[name] = missing()
-                continue
-            try:
-                arguments[name] = kind.into(found)
-            except UndecodableError as error:
-                raise UndecodableError(f"{cls.__name__}.{name}: {error}") from error
-            except (TypeError, ValueError) as error:
-                raise UndecodableError(f"{cls.__name__}.{name}: {error}") from error
-        extra = {name: found for name, found in value.items() if name not in cls._known}
-        if extra:
-            arguments["extra"] = extra
+        arguments: dict[str, Any] = {}
+        found_count = 0
+        name = ""
+        try:
+            for name, kind, missing in cls._fields:
+                found = value.get(name, _REQUIRED)
+                if found is not _REQUIRED:
+                    found_count += 1
+                    arguments[name] = kind.into(found)
+                elif missing is not None:
+                    arguments[name] = missing()
+                else:
+                    raise UndecodableError("the field is missing")
+        except (TypeError, ValueError) as error:
+            raise UndecodableError(f"{cls.__name__}.{name}: {error}") from error
+        if found_count < len(value):
+            arguments["extra"] = {name: found for name, found in value.items() if name not in cls._known}
         return cls(**arguments)
 
 
@@ -293,7 +293,7 @@ def _text(value: Any) -> str:
 
 def _integer(value: Any) -> int:
     if type(value) is int or isinstance(value, Unstamped):
-        return wire.check_int(value)
+        return value if -(2**62) < value < 2**62 else wire.check_int(value)
     raise TypeError(f"an integer is needed, not {type(value).__name__}")
 
 
@@ -314,7 +314,8 @@ def _list(kind: Callable[[Any], Any], value: Any) -> list[Any]:
 
 
 def _enum_out(kind: type[enum.StrEnum], value: Any) -> str:
-    return _text(kind(value).value)  # a status set as plain text is checked here
+    text: str = (value if type(value) is kind else kind(value)).value  # a status set as plain text is checked here
+    return text
 
 
 def _enum_into(kind: type[enum.StrEnum], value: Any) -> enum.StrEnum:
@@ -547,8 +548,10 @@ class QueuedTask(Record):
     arrival: int | None = field(default=None, compare=False, metadata={"beside": True})
 
     def __post_init__(self) -> None:
-        self.priority = Priority(self.priority)
-        self.status = TaskStatus(self.status)
+        if type(self.priority) is not Priority:
+            self.priority = Priority(self.priority)
+        if type(self.status) is not TaskStatus:
+            self.status = TaskStatus(self.status)
         if self.created_at is UNSTAMPED:
             self.created_at = _now()
         if self.updated_at is UNSTAMPED:
@@ -659,9 +662,12 @@ class ExternalJob(Record):
     version: int = field(default=1, compare=False, metadata={"beside": True})
 
     def __post_init__(self) -> None:
-        self.origin = ExternalJobOrigin(self.origin)
-        self.kind = ExternalJobKind(self.kind)
-        self.status = ExternalJobStatus(self.status)
+        if type(self.origin) is not ExternalJobOrigin:
+            self.origin = ExternalJobOrigin(self.origin)
+        if type(self.kind) is not ExternalJobKind:
+            self.kind = ExternalJobKind(self.kind)
+        if type(self.status) is not ExternalJobStatus:
+            self.status = ExternalJobStatus(self.status)
         if self.submitted_at is UNSTAMPED:
             self.submitted_at = _now()
         if self.next_poll_at is UNSTAMPED:

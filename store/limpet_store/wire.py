@@ -8,7 +8,7 @@ on the way in: NaN and infinities, lone surrogates, integers outside [-2^63, 2^6
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from .errors import UndecodableError, UnstorableError
@@ -17,10 +17,6 @@ INT_MIN = -(2**63)  # the smallest i64
 INT_MAX = 2**64 - 1  # the largest u64
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-# A number that may lie outside the range has at least 19 digits. Looking for them in the finished text runs in C; only
-# a text that has them is walked value by value.
-_MANY_DIGITS = re.compile(r"[0-9]{19}")
 
 
 def dumps(value: object) -> str:
@@ -34,7 +30,7 @@ def dumps(value: object) -> str:
     text = encode(value)
     if not text.isascii():
         check_text(text)
-    _check_tree(value, _MANY_DIGITS.search(text) is not None)
+    _check_tree(value)
     return text
 
 
@@ -69,20 +65,27 @@ def check_int(value: int) -> int:
     return value
 
 
-def _check_tree(value: object, check_ints: bool) -> None:
+def _check_tree(value: object) -> None:
     """Refuse what the C encoder lets through: keys that are not text, and integers that are too large."""
     if isinstance(value, dict):
-        for key, child in value.items():
+        for key in value:
             if type(key) is not str:
                 raise UnstorableError(f"key {key!r} is {type(key).__name__}, JSON keys are text")
-            if check_ints or isinstance(child, (dict, list, tuple)):
-                _check_tree(child, check_ints)
+        children: Iterable[object] = value.values()
     elif isinstance(value, (list, tuple)):
-        for child in value:
-            if check_ints or isinstance(child, (dict, list, tuple)):
-                _check_tree(child, check_ints)
-    elif check_ints and isinstance(value, int):
-        check_int(value)
+        children = value
+    else:
+        children = (value,)
+    for child in children:
+        kind = type(child)
+        if kind is str:
+            continue
+        if kind is int:
+            check_int(child)  # type: ignore[arg-type]  # mypy does not narrow by `is`
+        elif isinstance(child, (dict, list, tuple)):
+            _check_tree(child)
+        elif isinstance(child, int):
+            check_int(child)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -23,7 +23,6 @@ KNOWN = {GROUP, TOPIC, "archive", "archive:x:gen1", "archive:y:gen1", "y"}
         (f"archive:gone:gen2:gen3:{3:016}", "gone:gen2", 3, 3),
         (f"archive:{3:016}", "archive", None, 3),
         (f"archive:{GROUP}:{3:016}", f"archive:{GROUP}", None, 3),
-        (f"archive:{GROUP}:gen0:{3:016}", f"archive:{GROUP}:gen0", None, 3),
         (f"line\nbreak:{3:016}", "line\nbreak", None, 3),
         (f"{GROUP}:{2**63 - 1}", GROUP, None, 2**63 - 1),
     ],
@@ -35,7 +34,8 @@ def test_message_keys(key: str, session: str, generation: int | None, seq: int) 
 
 
 @pytest.mark.parametrize(
-    "key", ["", ":", "x", "x:", "x:y", f":{3:016}", f"x:{2**63}", "x:" + "9" * 5000, "x:٣", "x: 3", "x:-3", "x:3\n"]
+    "key",
+    ["", ":", "x", "x:", "x:y", f":{3:016}", f"x:{2**63}", "x:" + "9" * 5000, "x:٣", "x: 3", "x:-3", "x:3\n", "x:03"],
 )
 def test_other_texts_are_no_message_keys(key: str) -> None:
     assert message_key(key, KNOWN) is None
@@ -56,6 +56,11 @@ def test_a_short_number_of_an_unknown_session_is_doubtful() -> None:
     doubtful = message_key("agent:main:x:topic:5", KNOWN)
     assert doubtful is not None
     assert doubtful.doubt is not None
+    for generation in ("0", "01", str(2**32)):
+        none = message_key(f"archive:{GROUP}:gen{generation}:{3:016}", KNOWN)
+        assert none is not None
+        assert (none.session, none.generation) == (f"archive:{GROUP}:gen{generation}", None)
+        assert f"no generation {generation}" in (none.doubt or "")
     fine = message_key(f"{GROUP}:5", KNOWN)
     assert fine is not None
     assert fine.doubt is None

@@ -413,7 +413,7 @@ def test_other_tables_are_mentioned_and_other_types_refused(store: Store) -> Non
         imported(maker.file(), store)
 
 
-def test_a_damaged_file_adds_nothing_of_the_damaged_table(store: Store) -> None:
+def test_a_damaged_file_adds_nothing(store: Store) -> None:
     data = bytearray(
         made({"session_meta": {S: meta()}, "messages": {f"{S}:{n:016}": message("x" * 900) for n in range(50)}})
     )
@@ -422,6 +422,17 @@ def test_a_damaged_file_adds_nothing_of_the_damaged_table(store: Store) -> None:
     with pytest.raises(CorruptError, match="messages"):
         imported(bytes(data), store)
     assert store.messages.load(S) == []
+    assert store.sessions.list() == []
+
+
+def test_rows_nested_beyond_reason_are_set_aside(store: Store) -> None:
+    depths = range(100, 1500, 37)
+    rows = {f"{S}:{depth:016}": '{"a":' + "[" * depth + "]" * depth + "}" for depth in depths}
+    rows |= {f"{S}:{seq:016}": message("fine") for seq in range(3)}
+    tasks = {"t": "[" * 990 + "]" * 990}
+    report = imported(made({"messages": rows, "task_queue": tasks}), store)
+    assert 0 < account(report, "messages").quarantined < len(depths)
+    assert store.messages.count(S) == 3 + len(depths) - account(report, "messages").quarantined
 
 
 # ---------------------------------------------------------------------------------------------- a store with a life
@@ -648,7 +659,7 @@ def test_a_file_of_60_mb_takes_less_than_a_minute_and_100_mib(tmp_path: Path) ->
     old.write_bytes(maker.file(flags=2))  # a crash: everything is verified before anything is read
     print(old.stat().st_size)
     assert old.stat().st_size > 60_000_000
-    command = [sys.executable, "-c", MEASURE, old, tmp_path / "data.limpet"]
+    command = [sys.executable, "-c", MEASURE, str(old), str(tmp_path / "data.limpet")]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     seconds, mebibytes = out.splitlines()[-1].split()
     print(out)

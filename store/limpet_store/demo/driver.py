@@ -19,7 +19,7 @@ from typing import Any
 from .. import Store
 from .ledger import Ledger, ProtocolError, Talk
 from .process import WorkerProcess
-from .screen import Screen
+from .screen import Screen, counted
 from .script import Session
 from .verify import verify_sessions
 
@@ -213,7 +213,7 @@ class Driver:
         self.day.open_s.append(event["open_s"])
         self._screen.note(
             f"back after {self._ready_at - self._alive.started:.2f} s, of which {event['open_s'] * 1000:.0f} ms to open"
-            f" the store; {_counted(event['requeued'], 'interrupted task')} put back into the queue"
+            f" the store; {counted(event['requeued'], 'interrupted task')} put back into the queue"
         )
 
     def _plan_kill(self, now: float) -> None:
@@ -233,7 +233,7 @@ class Driver:
         self._rest_of_life()
         worker.close()
         self._worker = None
-        where = f"with {_counted(len(self.ledger.in_flight), 'message')} in the works" if was_ready else "coming back"
+        where = f"with {counted(len(self.ledger.in_flight), 'message')} in flight" if was_ready else "coming back"
         with Store.open(self._path, read_only=True) as store:
             findings = verify_sessions(store, self.ledger)
         self.day.verified += 1
@@ -243,7 +243,7 @@ class Driver:
             f"{findings.lines:,} acknowledged lines, all there"
             + (f", and {findings.unacked} not yet acknowledged" if findings.unacked else "")
             if not findings.errors
-            else f"{len(findings.errors)} complaints, such as {findings.errors[0]}"
+            else f"{counted(len(findings.errors), 'error')}, such as {findings.errors[0]}"
         )
         self._screen.note(
             f"SIGKILL {self.day.kills} of {self._kill_count}: worker {worker.pid}, {where}. In the file: {result}"
@@ -305,7 +305,3 @@ class Driver:
 
     def _status(self, now: float) -> str:
         return f"{self._progress(now):4.0%}  {self._steps_done:,} answered  {self._sample[1]}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .. import Store
 from .driver import Day
 from .ledger import Ledger
 from .process import child_environment
-from .screen import Screen
+from .screen import Screen, counted
 from .script import Session
 from .verify import Findings, verify_sessions, verify_tasks
 
@@ -32,7 +32,7 @@ class Result:
     path: str
     seed: int
     day: Day
-    source: str  # what the sessions came from: "languages" or "transcripts"
+    source: str  # what a session comes from: "language" or "transcript"
     findings: Findings = field(default_factory=Findings)
     txid: int = 0
     file_size: int = 0
@@ -67,7 +67,8 @@ def opening(sessions: Sequence[Session], *, path: str, seed: int, kills: int, da
     turns = sum(step.turn is not None for session in sessions for step in session.steps)
     length = f"for {day_s:.0f} s" if day_s is not None else "to the end"
     return (
-        f"A gateway's day: {len(sessions):,} sessions with {turns:,} turns, {length}; {kills} kills.\n"
+        f"A gateway's day: {counted(len(sessions), 'session')} with {counted(turns, 'turn')}, {length};"
+        f" {counted(kills, 'kill')}.\n"
         f"Store: {path}\n"
         f"Seed:  {seed}"
     )
@@ -93,7 +94,7 @@ def conclude(path: str, day: Day, ledger: Ledger, *, seed: int, source: str) -> 
         result.errors.append(f"{type(error).__name__}: {error}")
         return result
     result.txid, result.file_size, result.live_size = stats.txid, stats.file_size, stats.live_size
-    for verb in VERBS if importlib.util.find_spec("limpet.cli") else ():
+    for verb in VERBS:
         code, output = _limpet(verb, path)
         result.commands[f"limpet {verb} {path}"] = output
         if code != 0:
@@ -108,7 +109,7 @@ def _limpet(verb: str, path: str) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        env=child_environment(),
+        env=child_environment() | {"COLUMNS": str(shutil.get_terminal_size().columns)},
         encoding="utf-8",
         errors="replace",
         check=False,
@@ -122,25 +123,26 @@ def show(result: Result, screen: Screen) -> None:
     _item(
         screen,
         "Played",
-        f"{day.sessions:,} sessions on {day.channels} channels, from {day.origins} {result.source}: {day.turns:,} turns"
-        f" and {day.restarts:,} fresh starts",
+        f"{counted(day.sessions, 'session')} on {counted(day.channels, 'channel')}, from"
+        f" {counted(day.origins, result.source)}: {counted(day.turns, 'turn')} and"
+        f" {counted(day.restarts, 'fresh start')}",
     )
     _item(
         screen,
         "Killed",
-        f"{day.kills:,} times with SIGKILL; {day.recoveries:,} recoveries"
+        f"{counted(day.kills, 'time')} with SIGKILL; {counted(day.recoveries, 'recovery', 'recoveries')}"
         + (f", {max(day.open_s) * 1000:.0f} ms at most to open the store again" if day.open_s else "")
-        + f"; {day.requeued:,} tasks put back into the queue, {day.redelivered:,} messages delivered again,"
-        f" {day.unacked:,} lines stored whose acknowledgement was lost",
+        + f"; {counted(day.requeued, 'task')} put back into the queue, {counted(day.redelivered, 'message')} delivered"
+        f" again, {counted(day.unacked, 'line')} stored whose acknowledgement was lost",
     )
     _item(
         screen,
         "Throughput",
         f"{_rate(day.turns, day):,.0f} turns a second while a worker was serving ({day.alive_s:.1f} s);"
-        f" {_rate(result.txid, day):,.0f} commits a second, four of five synced",
+        f" {_rate(result.txid, day):,.0f} commits a second, four in five of them synced",
     )
     if result.errors:
-        _item(screen, "WRONG", f"{len(result.errors):,} errors:")
+        _item(screen, "WRONG", f"{counted(len(result.errors), 'error')}:")
         for error in result.errors[:MAX_SHOWN]:
             screen.say(f"  {error}")
         if len(result.errors) > MAX_SHOWN:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import report, script, sources
 from .driver import Driver
-from .screen import Screen
+from .screen import Screen, counted
 
 DAY_S = 25.0  # how long the day is when nobody says how many sessions it has
 KILLS = 5
@@ -73,10 +73,10 @@ def run(options: Options) -> int:
     driver = Driver(path, sessions, kills=options.kills, day_s=day_s, rng=rng, screen=screen)
     day = driver.play()
     result = report.conclude(
-        path, day, driver.ledger, seed=seed, source="languages" if options.source is None else "transcripts"
+        path, day, driver.ledger, seed=seed, source="language" if options.source is None else "transcript"
     )
     if options.json:
-        screen.say(f"{len(result.errors)} errors" if result.errors else "all is well")
+        screen.say(counted(len(result.errors), "error") if result.errors else "all is well")
         json.dump(result.as_dict(), sys.stdout, ensure_ascii=False, indent=2)
         sys.stdout.write("\n")
     else:

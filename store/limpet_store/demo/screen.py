@@ -92,6 +92,11 @@ class Screen:
         self._stream.flush()
 
 
+def counted(count: int, noun: str, nouns: str | None = None) -> str:
+    """`1 task`, `2 tasks`; `nouns` for a plural that is not made with an s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {nouns or noun + 's'}"
+
+
 def _columns(text: str) -> int:
     """How many columns the text takes: two for each wide character, none for a combining one."""
     return sum(_column_count(character) for character in text)

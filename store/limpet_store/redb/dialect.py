@@ -72,16 +72,21 @@ def message_key(key: str, known_sessions: AbstractSet[str]) -> MessageKey | None
     active = _ACTIVE.fullmatch(key)
     if active is None:
         return None
-    seq = _number(active["seq"], SEQ_MAX)
-    if seq is None:
+    digits = active["seq"]
+    seq = _number(digits, SEQ_MAX)
+    # Only as the reference writes it: then no two keys of one kind mean the same message.
+    if seq is None or digits not in (f"{seq:0{SEQ_DIGITS}}", str(seq)):
         return None
-    padded = len(active["seq"]) >= SEQ_DIGITS
+    padded = len(digits) >= SEQ_DIGITS
     archive = _ARCHIVE.fullmatch(key)
     generation = None if archive is None else _number(archive["generation"], GENERATION_MAX)
-    if archive is None or not generation:
+    if archive is None or not generation or archive["generation"] != str(generation):
         doubt = None
-        if not padded and active["session"] not in known_sessions:
-            doubt = f"the number has {len(active['seq'])} digits instead of {SEQ_DIGITS}, and there is no such session"
+        if active["session"] not in known_sessions:
+            if archive is not None:
+                doubt = f"it looks archived, but there is no generation {archive['generation'][:20]}"
+            elif not padded:
+                doubt = f"the number has {len(digits)} digits instead of {SEQ_DIGITS}, and there is no such session"
         return MessageKey(active["session"], None, seq, active["glue"], padded, doubt)
     if active["session"] not in known_sessions:
         return MessageKey(archive["session"], generation, seq, archive["glue"], padded)

@@ -203,9 +203,9 @@ def import_redb(
     dry_run   write nothing and say what would become of each row
     progress  called now and then with (table, rows done, rows in all)
     returns   the account
-    raises    FormatError: not the gateway's tables; CorruptError: damaged (nothing of the table that is damaged is
-              written then); and what a commit raises
-    cost      three passes over the messages' keys, one over everything else; one commit for each family
+    raises    FormatError: not the gateway's tables; CorruptError: damaged; nothing has been written then. And what a
+              commit raises
+    cost      two passes over the file, three over the messages where the dialects collide; one commit for each family
     """
     return _Import(source, target, dry_run or target is None, progress).run()
 
@@ -312,7 +312,7 @@ class _Import:
         self._progress = progress
         self._report = RedbImport(source.path, source.commit, dry_run)
         self._tables = {table.name: table for table in source.tables()}
-        self._total = sum(table.entry_count for table in self._tables.values())
+        self._total = sum(table.entry_count for name, table in self._tables.items() if name in TABLES)
         self._done = 0
         self._survey = _Survey()
         self._gone_on: set[str] = set()
@@ -358,9 +358,14 @@ class _Import:
         return self._report
 
     def _look_ahead(self) -> None:
+        """Read everything once: what the import has to know, and whether all of it can be read at all."""
         survey = self._survey
-        for name in ("session_meta", "task_queue"):
-            if name not in self._tables:
+        for name in TABLES:
+            if name not in self._tables or name == "messages":
+                continue
+            if name not in ("session_meta", "task_queue"):
+                for _ in self._tables[name].items():
+                    pass
                 continue
             created: list[tuple[int, str]] = []
             for raw_key, value in self._tables[name].items():
@@ -373,9 +378,9 @@ class _Import:
                         survey.agents.update(filter(None, (agent_of(key),)))
                     else:
                         created.append((QueuedTask.from_json(value).created_at, key))
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue  # the import itself will meet it again and set it aside
-            survey.arrivals = {key: at for at, (_, key) in enumerate(sorted(created), 1)}
+            survey.arrivals |= {key: at for at, (_, key) in enumerate(sorted(created), 1)}
         _survey_messages(self._tables.get("messages"), survey)
         for (session, generation, _), fresh in survey.moved.items():
             self._note(
@@ -406,7 +411,7 @@ class _Import:
                     else:  # a key that fits the table may be too long for an index: both or neither
                         with self._work.savepoint():
                             step(key, value)
-                except (ValueError, TypeError) as error:  # UndecodableError and LimitError among them
+                except (ValueError, TypeError, RecursionError) as error:  # UndecodableError and LimitError among them
                     self._set_aside(table.name, [key], value, error)
         self._report.tables.append(account)
         if self._progress is not None:

@@ -1,0 +1,63 @@
+"""The harness sees: an engine with any one of its rules broken does not get past it.
+
+F4: each mutant of mutants.py runs under the classes that should notice, until one fails. A mutant that survives all of
+them is a failure of the harness.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from .harness import Budget, Case, Failure, FaultClass, fault_classes, told_as
+from .mutants import MUTANTS, Mutant
+
+SECONDS = 6.0  # for one class to notice one mutant
+
+
+def run(budget: Budget) -> None:
+    """Every mutant once, or as many as there is time for."""
+    for number, mutant in enumerate(MUTANTS):
+        if not budget.more():
+            break
+        killer = hunt(mutant, budget.seed)
+        if killer is None:
+            raise Failure(f"a mutant survives: {mutant.rule}", {"mutant": number, "seed": budget.seed})
+        budget.count(killer.split(":")[0])
+
+
+def hunt(mutant: Mutant, seed: int, seconds: float = SECONDS) -> str | None:
+    """Run a mutant until a class notices; returns "class: what it saw", or None if it survives."""
+    known = {each.name: each for each in fault_classes()}
+    for name in mutant.killers:
+        with mutant.applied(), quiet():
+            try:
+                known[name].run(Budget(seconds, seed))
+            except Failure as failure:
+                return f"{name}: {failure.message.splitlines()[0]}"
+    return None
+
+
+class quiet:  # noqa: N801  # used like a function, as contextlib's own
+    """While entered, the engine's messages and warnings are dropped: it is broken, after all."""
+
+    def __enter__(self) -> None:
+        self._disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        self._warnings.__exit__(None, None, None)
+        logging.disable(self._disabled)
+
+
+def _replay(case: Case) -> None:
+    mutant = MUTANTS[case["mutant"]]
+    with told_as(case):
+        if hunt(mutant, case["seed"]) is None:
+            raise Failure(f"a mutant survives: {mutant.rule}", case)
+
+
+CLASS = FaultClass("F4", "broken engines are noticed", run, _replay)

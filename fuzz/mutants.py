@@ -1,0 +1,318 @@
+"""Engines broken on purpose, one rule each, as small changes of their source.
+
+A Mutant names functions of the engine and what to replace in their source. If the text is not there any more, the
+engine has changed and the mutant has to follow: that is an error, not a survivor.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """One replacement in the source of one function: `target` is module:function or module:Class.method."""
+
+    target: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A broken engine.
+
+    rule     what it breaks, in a few words
+    changes  how
+    killers  the classes that should notice, the likeliest first
+    """
+
+    rule: str
+    killers: tuple[str, ...]
+    changes: tuple[Change, ...]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The engine is broken while this is entered."""
+        undo: list[tuple[Any, str, Any]] = []
+        try:
+            for change in self.changes:
+                undo += _apply(change)
+            yield
+        finally:
+            for owner, name, before in reversed(undo):
+                setattr(owner, name, before)
+
+
+def _apply(change: Change) -> list[tuple[Any, str, Any]]:
+    """Replace a function everywhere; returns (owner, name, what was there)."""
+    module_name, _, path = change.target.partition(":")
+    module = importlib.import_module(module_name)
+    *owners, name = path.split(".")
+    owner: Any = module
+    for each in owners:
+        owner = getattr(owner, each)
+    before = inspect.getattr_static(owner, name)
+    function = before.__func__ if isinstance(before, staticmethod | classmethod) else before
+    source = _source_of(function)
+    if change.old not in source:
+        raise LookupError(f"{change.target} does not hold {change.old!r} any more: the mutant has to follow the engine")
+    source = source.replace(change.old, change.new)
+    flags = __future__.annotations.compiler_flag
+    scope: dict[str, Any] = {}
+    exec(compile(source, f"<mutant of {change.target}>", "exec", flags, dont_inherit=True), module.__dict__, scope)
+    after = scope[name]
+    if inspect.isfunction(after):
+        vars(after)["__mutated_source__"] = source
+    places = [(owner, name)]
+    if not owners:  # a function may have been imported by name into other modules
+        places += [
+            (other, each)
+            for other_name, other in list(sys.modules.items())
+            if other_name.split(".")[0] in ("limpet", "limpet_store") and other is not module
+            for each, value in list(vars(other).items())
+            if value is before
+        ]
+    undo = [(place, each, inspect.getattr_static(place, each)) for place, each in places]
+    for place, each in places:
+        setattr(place, each, after)
+    return undo
+
+
+def _source_of(function: Any) -> str:
+    """The source of a function, of its mutated version if it was changed before."""
+    known = getattr(function, "__mutated_source__", None)
+    return known if isinstance(known, str) else textwrap.dedent(inspect.getsource(function))
+
+
+_FLUSH = "limpet.database:Database._flush_locked"
+_ATTACH = "limpet.database:Database._attach"
+
+MUTANTS = (
+    Mutant(
+        "pages are not synced before the meta",
+        ("F2", "F1"),
+        (Change(_FLUSH, "if meta.is_durable and work.unsynced:", "if False:"),),
+    ),
+    Mutant(
+        "the meta is not synced",
+        ("F1", "F2"),
+        (Change(_FLUSH, "if meta.is_durable:\n", "if False:\n"),),
+    ),
+    Mutant(
+        "the meta is written before the pages",
+        ("F1", "F2"),
+        (
+            Change(_FLUSH, "self._pager.write(work.pages)", "pass"),
+            Change(_FLUSH, "        with self._state:\n            self._finish", "        self._pager.write(work.pages)\n"
+                   "        with self._state:\n            self._finish"),
+        ),
+    ),
+    Mutant(
+        "fdatasync where fsync is needed after growth",
+        ("F2", "F1"),
+        (Change(_FLUSH, "self._file.sync_all()", "self._file.sync()"),),
+    ),
+    Mutant(
+        "growth is not synced",
+        ("F2", "F1"),
+        (Change("limpet.database:Database._reserve", "self._grew = True", "pass"),),
+    ),
+    Mutant(
+        "pages are reused one commit early",
+        ("F1", "F2"),
+        (
+            Change(
+                "limpet.database:Database._horizon_of_metas",
+                "return min([self._overwritten_txid, *(int(meta.txid) for meta in self._metas if meta is not None)])",
+                "return int(self._metas_newest().txid)",
+            ),
+        ),
+    ),
+    Mutant(
+        "freed pages are reused at once",
+        ("F1", "F2"),
+        (Change("limpet.database:Database._reclaim", "min(readers, self._horizon_of_metas())", "self._last_txid + 1"),),
+    ),
+    Mutant(
+        "pages of open snapshots are reused",
+        ("F1", "F14"),
+        (
+            Change(
+                "limpet.database:Database._reclaim",
+                "readers = min([published.txid, *list(self._pins.values())])",
+                "readers = published.txid",
+            ),
+        ),
+    ),
+    Mutant(
+        "a meta is used although its checksum fails",
+        ("F3", "F10"),
+        (Change("limpet.format:decode_meta", "if found != stored:", "if False:"),),
+    ),
+    Mutant(
+        "the older meta is chosen",
+        ("F1", "F2"),
+        (Change("limpet.recovery:choose", "sorted(metas, reverse=True)", "sorted(metas)"),),
+    ),
+    Mutant(
+        "recovery seals a torn slot anew",
+        ("F1", "F7"),
+        (
+            Change(
+                _ATTACH,
+                "    self._nonce = meta.nonce\n",
+                "    self._nonce = meta.nonce\n"
+                "    if not choice.clean and not self._read_only:\n"
+                "        slot = 1 - choice.slot\n"
+                "        data = encode_meta(meta, META_PGNOS[slot], pager.checksum, pager.seed)\n"
+                "        file.write(META_PGNOS[slot] * pager.page_size, data)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "no poison after a failed sync",
+        ("F5", "F6"),
+        (Change(_FLUSH, "self._poison(error)", "pass"),),
+    ),
+    Mutant(
+        "checksums are not verified",
+        ("F10", "F11"),
+        (
+            Change(
+                "limpet.pager:Pager._verified",
+                "found != ref_checksum(ref) or len(page) != size",
+                "len(page) != size",
+            ),
+        ),
+    ),
+    Mutant(
+        "a page is compared with its own checksum, not with its parent's reference",
+        ("F11",),
+        (
+            Change(
+                "limpet.pager:Pager._verified",
+                "found != ref_checksum(ref) or len(page) != size",
+                "len(page) != size or found != CHECKSUM.unpack_from(page)[0]",
+            ),
+        ),
+    ),
+    Mutant(
+        "the directory is not synced after a file got its name",
+        ("F1", "F2"),
+        (Change("limpet.backup:put_in_place", "file_system.sync_directory(path)", "pass"),),
+    ),
+    Mutant(
+        "the system's cache is trusted after a crash",
+        ("F5",),
+        (Change(_ATTACH, "if not choice.clean and not self._read_only:", "if False:"),),
+    ),
+    Mutant(
+        "a new file gets its name before it is synced",
+        ("F1", "F2"),
+        (
+            Change("limpet.backup:put_in_place", "file.sync_all()", "pass"),
+            Change("limpet.database:_create_file", "file.sync_all()", "pass"),
+            Change("limpet.backup:write_copy", "target.sync_all()", "pass"),
+        ),
+    ),
+    Mutant(
+        "opening for reading writes",
+        ("F1", "F2"),
+        (
+            Change(
+                _ATTACH,
+                "    if not self._read_only:\n        self._write_holder()",
+                "    self._write_holder()",
+            ),
+        ),
+    ),
+    Mutant(
+        "the newest durable meta is overwritten",
+        ("F1", "F3"),
+        (Change(_FLUSH, "slot = 1 - self._durable_slot", "slot = self._durable_slot"),),
+    ),
+    Mutant(
+        "an `os` commit is believed without a look at its pages",
+        ("F2", "F1"),
+        (Change("limpet.recovery:choose", "verify(meta)", "pass"),),
+    ),
+    Mutant(
+        "an `os` commit forgets that it was not synced",
+        ("F1", "F2"),
+        (Change("limpet.database:Database._prepare", "self._unsynced = work.unsynced", "pass"),),
+    ),
+    Mutant(
+        "a meta that was written over without a sync is forgotten",
+        ("F2", "F1"),
+        (
+            Change(
+                "limpet.database:Database._finish_flush",
+                "self._overwritten_txid = min(self._overwritten_txid, overwritten.txid)",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "a failed flush keeps the pages it took",
+        ("F6",),
+        (Change("limpet.database:Database._undo_flush", "space.undo(work.taken, work.pending)", "pass"),),
+    ),
+    Mutant(
+        "overflow pages are not freed",
+        ("F1", "F2"),
+        (Change("limpet.transaction:WriteTransaction._apply", "for record in edit.dropped:", "for record in ():"),),
+    ),
+    Mutant(
+        "a table's number of entries is not kept up",
+        ("F1", "F2"),
+        (Change("limpet.transaction:WriteTransaction._apply", "tree.count + edit.delta", "tree.count"),),
+    ),
+    Mutant(
+        "an undone savepoint still frees its pages",
+        ("F1", "F6"),
+        (
+            Change(
+                "limpet.transaction:Savepoint.__exit__",
+                "del txn._freed[self._freed_count :]",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        "the file's size is not compared with what the meta needs",
+        ("F9",),
+        (Change("limpet.recovery:choose", "if file_size < needed:", "if False:"),),
+    ),
+    Mutant(
+        "a mapped page is touched behind the end of the file",
+        ("F9",),
+        (Change("limpet.file:OSFile.page", "if self.size() < end:", "if False:"),),
+    ),
+    Mutant(
+        "a forked child goes on with the parent's file",
+        ("F15",),
+        (
+            Change("limpet.database:Database.forked", "self._failure = ClosedError(message)", "pass"),
+            Change("limpet.database:Database.forked", "self._published = None", "pass"),
+            Change("limpet.database:Database.forked", "self._forked = True", "pass"),
+            Change("limpet.file:_close_inherited_files", "if descriptor >= 0:", "if False:"),
+            Change("limpet.file:_close_inherited_files", "descriptor, file._descriptor = file._descriptor, -1",
+                   "descriptor = -1"),
+        ),
+    ),
+    Mutant(
+        "the lock is not taken",
+        ("F15", "F13"),
+        (Change("limpet.file:wait_for_lock", "while not file.try_lock(exclusive=exclusive):", "while False:"),),
+    ),
+)

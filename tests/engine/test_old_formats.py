@@ -1,0 +1,60 @@
+"""Files written by earlier code are opened for ever, and hold what they held.
+
+tests/data/v1 has files of format 1, of several page sizes and both kinds of checksum: closed
+cleanly, copied while they were open, with a newest commit that was never synced, compacted.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+import limpet
+
+FOLDER = Path(__file__).parent.parent / "data" / "v1"
+NAMES = sorted(path.name.removesuffix(".limpet.xz") for path in FOLDER.glob("*.limpet.xz"))
+
+
+@pytest.fixture(params=NAMES)
+def old_file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[list[str]]]:
+    path = tmp_path / "old.limpet"
+    path.write_bytes(lzma.decompress((FOLDER / f"{request.param}.limpet.xz").read_bytes()))
+    lines = lzma.decompress((FOLDER / f"{request.param}.jsonl.xz").read_bytes()).decode().splitlines()
+    return path, [json.loads(line) for line in lines]
+
+
+def entries(db: limpet.Database) -> list[list[str]]:
+    with db.read() as txn:
+        return [[name, key.hex(), value.hex()] for name in txn.tables() for key, value in txn.table(name).items()]
+
+
+def test_there_are_files_of_every_shape() -> None:
+    assert len(NAMES) >= 32
+
+
+def test_a_file_of_format_1_holds_what_it_held(old_file: tuple[Path, list[list[str]]]) -> None:
+    path, expected = old_file
+    before = path.read_bytes()
+
+    with limpet.open(path, read_only=True) as db:
+        assert db.format_version == 1
+        assert entries(db) == expected
+        assert db.check().ok
+
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_format_1_can_be_changed_and_reopened(old_file: tuple[Path, list[list[str]]]) -> None:
+    path, expected = old_file
+
+    with limpet.open(path) as db:
+        with db.write() as txn:
+            txn[limpet.Table("~new")][b"key"] = b"value"
+        assert db.check().ok
+
+    with limpet.open(path) as db:
+        assert entries(db) == [*expected, ["~new", b"key".hex(), b"value".hex()]]
+        assert db.check().ok
