@@ -160,6 +160,8 @@ def workloads(budget: Budget, length: int = 12) -> Iterable[tuple[str, list[Step
         for name, make in WORKLOADS.items():
             if not budget.more():
                 return
+            if budget.workload and budget.workload != name:
+                continue
             yield name, make(random.Random(budget.rng.randrange(1 << 30)), length)
 
 

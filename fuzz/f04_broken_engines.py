@@ -32,7 +32,7 @@ def hunt(mutant: Mutant, seed: int, seconds: float = SECONDS) -> str | None:
     for name in mutant.killers:
         with mutant.applied(), quiet():
             try:
-                known[name].run(Budget(seconds, seed))
+                known[name].run(Budget(seconds, seed, workload=mutant.workload))
             except Failure as failure:
                 return f"{name}: {failure.message.splitlines()[0]}"
     return None

@@ -56,6 +56,7 @@ class Budget:
     seconds: float
     seed: int
     most: int = 0  # stop after so many states; 0: no limit
+    workload: str = ""  # only this one; "": all
     progress: Callable[[Budget], None] | None = None
     states: int = 0
     started: float = field(default_factory=time.monotonic)

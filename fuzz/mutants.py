@@ -34,11 +34,13 @@ class Mutant:
     rule     what it breaks, in a few words
     changes  how
     killers  the classes that should notice, the likeliest first
+    workload the one in which it shows soonest
     """
 
     rule: str
     killers: tuple[str, ...]
     changes: tuple[Change, ...]
+    workload: str = ""
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -153,6 +155,7 @@ MUTANTS = (
                 "readers = published.txid",
             ),
         ),
+        workload="readers",
     ),
     Mutant(
         "a meta is used although its checksum fails",
@@ -245,11 +248,13 @@ MUTANTS = (
         "an `os` commit is believed without a look at its pages",
         ("F2", "F1"),
         (Change("limpet.recovery:choose", "verify(meta)", "pass"),),
+        workload="durabilities",
     ),
     Mutant(
         "an `os` commit forgets that it was not synced",
         ("F1", "F2"),
         (Change("limpet.database:Database._prepare", "self._unsynced = work.unsynced", "pass"),),
+        workload="durabilities",
     ),
     Mutant(
         "a meta that was written over without a sync is forgotten",
@@ -261,6 +266,7 @@ MUTANTS = (
                 "pass",
             ),
         ),
+        workload="durabilities",
     ),
     Mutant(
         "a failed flush keeps the pages it took",
@@ -271,6 +277,7 @@ MUTANTS = (
         "overflow pages are not freed",
         ("F1", "F2"),
         (Change("limpet.transaction:WriteTransaction._apply", "for record in edit.dropped:", "for record in ():"),),
+        workload="overflows",
     ),
     Mutant(
         "a table's number of entries is not kept up",
@@ -287,6 +294,7 @@ MUTANTS = (
                 "pass",
             ),
         ),
+        workload="mixtures",
     ),
     Mutant(
         "the file's size is not compared with what the meta needs",

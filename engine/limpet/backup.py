@@ -60,14 +60,14 @@ def temporary_name(path: str) -> str:
 
 
 def initialise(file: File, header: Header, meta: Meta) -> None:
-    """Write the head of a new file: header, one meta, an empty second meta, an empty holder page."""
+    """Write the head of a new file: header, an empty holder page, the meta in both slots as a clean close leaves it."""
     page_size = header.page_size
     pager = Pager(file, header, 0)
     if file.size() < FIRST_NODE_PGNO * page_size:
         file.grow(FIRST_NODE_PGNO * page_size)
     file.write(0, encode_header(header))
-    slot = META_PGNOS[0]
-    file.write(slot * page_size, encode_meta(meta, slot, pager.checksum, pager.seed))
+    for slot in META_PGNOS:
+        file.write(slot * page_size, encode_meta(meta, slot, pager.checksum, pager.seed))
 
 
 def first_meta() -> Meta:

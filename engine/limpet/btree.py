@@ -571,8 +571,7 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
             )
             node = Branch(page, child.level, child.keys, children)
         pages[pgno] = page
-        if cached:
-            pager.remember(ref, node)
+        pager.renew(ref, node if cached else None)
         return ref
 
     if isinstance(edit.root, DraftPath):
@@ -587,12 +586,12 @@ def _seal_path(
     content, count, ends = path.leaf.splice(path.index, path.key, path.value, replace=path.replace)
     ref, page = pager.seal(finish_leaf(content, count, pgno, tree_id, stamp, pager.page_size), pgno)
     pages = {pgnos[0]: page}
-    pager.remember(ref, Leaf(page, count, ends, path.leaf.overflow))
+    pager.renew(ref, Leaf(page, count, ends, path.leaf.overflow))
     for number, (branch, index) in zip(pgnos[1:], reversed(path.branches), strict=True):
         pgno = Pgno(number)
         children = branch.children[:]
         children[index] = ref
         ref, page = pager.seal(patch_branch(branch, {index: ref}, pgno, tree_id, stamp), pgno)
         pages[number] = page
-        pager.remember(ref, Branch(page, branch.level, branch.keys, children))
+        pager.renew(ref, Branch(page, branch.level, branch.keys, children))
     return ref, pages

@@ -85,6 +85,7 @@ OLDER_FREE = 8  # in the map of the commit before
 BAD = 16  # what was read is wrong
 TAIL = 32  # not the first page of its overflow run
 UNKNOWN = 64  # the part of the map that covers the page cannot be read
+BAD_BELOW = 128  # something that the page leads to is bad
 
 _PROGRESS_EVERY = 128  # pages between two calls
 _CHUNK = 1 << 20  # bytes of an overflow run, or of the end of the file, read at once
@@ -215,7 +216,7 @@ def check_commit(
 class _Tree:
     """A tree that is being walked."""
 
-    __slots__ = ("codecs", "entry_count", "is_broken", "is_shared", "name", "on_leaf", "table", "tree_id")
+    __slots__ = ("above", "codecs", "entry_count", "is_broken", "is_shared", "name", "on_leaf", "table", "tree_id")
 
     def __init__(
         self,
@@ -224,12 +225,14 @@ class _Tree:
         tree_id: int,
         codecs: RecordedCodecs | None = None,
         on_leaf: Callable[[_Place, list[bytes], list[bytes], int], None] | None = None,
+        above: tuple[int, ...] = (),
     ) -> None:
         self.name = name  # for messages
         self.table = table
         self.tree_id = tree_id
         self.codecs = codecs
         self.on_leaf = on_leaf
+        self.above = above  # the pages of the catalogue that lead to it
         self.entry_count = 0
         self.is_broken = False  # a part of it cannot be read
         self.is_shared = False  # a part of it belongs to the newest commit, and was not walked again
@@ -341,8 +344,8 @@ class Checker:
             message = f"{tree.name}: {message}"
         if self._is_older:
             message = f"commit {self._meta.txid}, the one before: {message}"
-        if not warning and 0 <= place.pgno < len(self.marks):
-            self.marks[place.pgno] |= BAD
+        if not warning:
+            self._mark_bad(place)
         keys = None
         if lost:
             tree.is_broken = True
@@ -357,6 +360,14 @@ class Checker:
             ),
             warning=warning,
         )
+
+    def _mark_bad(self, place: _Place) -> None:
+        if place.pgno < len(self.marks):
+            self.marks[place.pgno] |= BAD
+        if not self._is_older:
+            for pgno in (*place.tree.above, *place.path):
+                if pgno < len(self.marks):
+                    self.marks[pgno] |= BAD_BELOW
 
     def _mark(self, pgno: int, bits: int) -> None:
         self.marks[pgno] |= bits
@@ -443,7 +454,7 @@ class Checker:
     def _check_table(
         self, place: _Place, name: str, entry: CatalogueEntry, codecs: RecordedCodecs | None, txid: int
     ) -> None:
-        tree = _Tree(f"table {name!r}", name, entry.tree_id, codecs)
+        tree = _Tree(f"table {name!r}", name, entry.tree_id, codecs, above=place.path)
         if entry.root:
             self._check_node(_Place(tree, ref_pgno(entry.root), (ref_pgno(entry.root),)), entry.root, None, txid)
         if tree.is_broken:
@@ -522,7 +533,7 @@ class Checker:
         """The older commit refers to a page that the newest uses: it must be the same one."""
         place.tree.is_shared = True
         header = self._header(place.pgno)
-        if self.marks[place.pgno] & BAD:
+        if self.marks[place.pgno] & (BAD | BAD_BELOW):
             self._older_lost = True  # reported already
         elif header is not None and header.checksum != ref_checksum(ref):
             self._find(

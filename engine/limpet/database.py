@@ -31,6 +31,7 @@ began after k was published, and beginning looks at the pins.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -38,7 +39,8 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Self
@@ -80,6 +82,7 @@ from .file import (
 from .format import (
     CATALOGUE_TREE,
     DEFAULT_PAGE_SIZE,
+    FIRST_NODE_PGNO,
     HEADER_SIZE,
     HOLDER_PGNO,
     KNOWN_READ_ONLY,
@@ -174,6 +177,7 @@ class _Commit:
     pages: set[int]
     superseded: list[int]  # pages of earlier unwritten commits that need not be written any more
     pending: list[Pending]
+    error: OSError | None = None  # why a failed flush undid it
 
 
 def open(
@@ -262,7 +266,7 @@ def _open_file(
     file_system: FileSystem, path: str, create: bool, read_only: bool, timeout_s: float, page_size: int, kind: int
 ) -> File:
     """Open and lock the file, and create it if need be. The lock comes before any look at the content."""
-    deadline = time.monotonic() + timeout_s
+    started = time.monotonic()
     while True:
         try:
             file = file_system.open(path, writable=not read_only)
@@ -275,7 +279,8 @@ def _open_file(
             wait_for_lock(
                 file,
                 exclusive=not read_only,
-                timeout_s=max(0.0, deadline - time.monotonic()),
+                started=started,
+                timeout_s=timeout_s,
                 on_wait=lambda: _log.info("%s is held by another process; waiting up to %g s", path, timeout_s),
                 holder=lambda: read_holder(file),  # noqa: B023 used before the next round
             )
@@ -347,12 +352,13 @@ class Database:
         self._state = threading.RLock()
         self._retired: weakref.WeakSet[Pager] = weakref.WeakSet()  # of before a compaction; their readers own them
         self._pins: dict[int, int] = {}  # id of a read transaction -> txid of its snapshot
-        self._transaction: WriteTransaction | None = None
+        self._transaction: weakref.ref[WriteTransaction] | None = None  # weak: one that was forgotten must be collected
         self._failure: LimpetError | None = None  # why nothing works any more
         self._forked = False
         self._closed = False
         self._commit_count = self._flush_count = self._sync_count = 0
         self._read_only = read_only
+        self._last_txid = 0
         self._attach(file)
         on_fork(self)
 
@@ -363,6 +369,9 @@ class Database:
             _log.warning("%s: uses features that this code can only read; opened read-only", self._path)
             self._read_only = True
         pager = Pager(file, header, self._cache_size)
+        if not self._read_only:
+            # If the sync of the last clean close failed, only the cache has its mark.
+            file.drop_cache(FIRST_NODE_PGNO * header.page_size)
         choice = self._choose(pager)
         if not choice.clean and not self._read_only:
             if not file.drop_cache():
@@ -376,6 +385,7 @@ class Database:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
             if not self._read_only and meta.is_durable:
                 verify_since(pager, meta, choice.older.txid if choice.older is not None else meta.txid - 1)
+        pager.use_map()
         self._header = header
         self._file = file
         self._pager = pager
@@ -387,16 +397,16 @@ class Database:
         self._overwritten_txid = MAX_TXID  # the oldest commit whose meta was written over and that not yet synced
         self._written_txid = int(meta.txid)
         self._clean = choice.clean
-        self._last_txid = max([int(found.txid) for found in choice.found if isinstance(found, Meta)])
+        self._last_txid = max([self._last_txid, *(int(meta.txid) for meta in choice.found if isinstance(meta, Meta))])
         self._capacity = file.size() // header.page_size
         self._grew = self._unsynced = not choice.clean  # what a dead process wrote may be in the cache only
         self._space: FreeSpace | None = None
         self._catalogue_root = int(meta.catalogue_root)
         self._dirty_tables: set[str] = set()
         self._unwritten: set[int] = set()  # first page numbers of held pages of commits in memory
+        self._unwritten_size = 0  # their bytes; a run of overflow pages counts whole
         self._young: set[int] = set()  # pages of commits that no flush has seen yet
         self._unpublished: list[_Commit] = []
-        self._undone: dict[int, OSError] = {}  # txid of a commit that a failed flush undid -> why
         self._nonce = meta.nonce
         snapshot = Snapshot(meta.txid, self._load_tables(pager, meta), meta.next_tree_id, pager)
         self._tip = snapshot
@@ -508,7 +518,7 @@ class Database:
                     self._nonces.getrandbits(16),
                     durability or self._durability,
                 )
-                self._transaction = transaction
+                self._transaction = weakref.ref(transaction)
             return transaction
         except BaseException:
             self._release_writer()
@@ -638,9 +648,11 @@ class Database:
                         if not file.try_lock(exclusive=True):
                             raise LockedError(f"{file.path}: locked by another process as soon as it was made")
                         put_in_place(self._file_system, file, self._path, overwrite=True)
-                    except BaseException:
-                        if file.path != self._path:
+                    except BaseException as error:
+                        if self._file.is_at_path():
                             _remove_quietly(self._file_system, file.path)
+                        else:  # our file has lost its name: what we would still write to it would be lost
+                            self._poison(error)
                         file.close()
                         raise
                 self._switch(file)
@@ -683,7 +695,7 @@ class Database:
         if self._forked:
             self._closed = True
             return
-        transaction = self._transaction
+        transaction = self._transaction() if self._transaction is not None else None
         if transaction is not None and transaction._open and self._writer_thread == threading.get_ident():
             transaction.abort()
         with self._writer, self._flush_lock:
@@ -816,17 +828,28 @@ class Database:
     # -- what transactions ask for ---------------------------------------------------------------
 
     def _allocate(self, count: int) -> list[int]:
-        with self._state:
+        with self._state, self._books():
             # Behind the tree's pages, the catalogue's and the map's will want a place in the same run.
             return self._loaded_space().allocate(count, slack=2)
 
     def _allocate_run(self, count: int) -> range:
-        with self._state:
+        with self._state, self._books():
             return self._loaded_space().allocate_run(count)
 
     def _give_back(self, pgnos: Iterable[int]) -> None:
-        with self._state:
+        with self._state, self._books():
             self._loaded_space().give_back(pgnos)
+
+    @contextmanager
+    def _books(self) -> Iterator[None]:
+        """Whatever stops a change of the free space half-way leaves books that nobody should write from."""
+        try:
+            yield
+        except OSError:
+            raise  # the file could not grow; that comes before any change
+        except BaseException as error:
+            self._poison(error)
+            raise
 
     def _abort(self, transaction: WriteTransaction) -> None:
         if self._forked:
@@ -842,8 +865,9 @@ class Database:
                     self._unsynced = True
                     self._last_txid = max(self._last_txid, transaction.txid)
         finally:
+            was_open = transaction._open
             transaction._end()
-            if self._transaction is transaction:
+            if was_open:
                 self._release_writer()
 
     def _commit(self, transaction: WriteTransaction) -> None:
@@ -852,13 +876,14 @@ class Database:
             if transaction._savepoints:
                 raise RuntimeError("a savepoint is still open; leave its `with` block before the commit")
             if transaction._base is not self._tip:
-                raise OSError(
-                    5,
-                    "an earlier commit, on which this transaction was built, could not be written; try again",
-                    self._path,
-                )
+                raise self._built_on_undone()
+            if transaction._broken is not None:
+                raise transaction._broken
             transaction._apply_all()
             tables = self._tables_after(transaction)
+            with self._state:
+                own = transaction._allocated[0]
+                self._loaded_space().check_used([pgno for pgno in transaction._freed if pgno not in own])
         except BaseException:
             self._abort(transaction)
             raise
@@ -866,19 +891,35 @@ class Database:
             self._abort(transaction)  # a transaction that changed nothing commits nothing
             return
         durability = transaction._durability
-        txid = transaction.txid
+        commit: _Commit | None = None
         try:
             with self._state:
-                self._advance(transaction, tables)
+                if transaction._base is self._tip:
+                    commit = self._advance(transaction, tables)
         except BaseException as error:
             self._poison(error)  # the books may be half changed; the disk is not
             raise
         finally:
-            transaction._end()
-            self._release_writer()
-        if durability == NONE and self._publish_unflushed(txid):
+            if commit is not None or self._failure is not None:
+                transaction._end()
+                self._release_writer()
+        if commit is None:
+            self._abort(transaction)
+            raise self._built_on_undone()
+        if durability == NONE and self._publish_unflushed(commit):
             return
-        self._flush(txid, OS if durability == NONE else durability)
+        with self._flush_lock:
+            if commit.error is None:
+                self._flush_locked(commit.snapshot.txid, OS if durability == NONE else durability)
+            if commit.error is not None:
+                raise commit.error
+
+    def _built_on_undone(self) -> OSError:
+        return OSError(
+            errno.EIO,
+            "an earlier commit, on which this transaction was built, could not be written; begin it again",
+            self._path,
+        )
 
     def _tables_after(self, transaction: WriteTransaction) -> dict[str, TableInfo] | None:
         """The tables of the new snapshot, or None if nothing has changed."""
@@ -897,10 +938,9 @@ class Database:
                     del tables[name]
                 else:
                     tables[name] = info
-                self._dirty_tables.add(name)
         return tables
 
-    def _advance(self, transaction: WriteTransaction, tables: dict[str, TableInfo]) -> None:
+    def _advance(self, transaction: WriteTransaction, tables: dict[str, TableInfo]) -> _Commit:
         """Make a transaction's result the tip. In memory only."""
         space = self._loaded_space()
         txid = Txid(transaction.txid)
@@ -920,39 +960,44 @@ class Database:
         superseded += [pgno for pgno in freed if pgno in self._unwritten]
         self._unwritten.difference_update(superseded)
         self._unwritten |= transaction._pages
+        self._unwritten_size += self._held_size(transaction._pages) - self._held_size(superseded)
         self._unsynced = self._unsynced or transaction._spilled
         self._young.difference_update(young)
         self._young |= allocated
         self._nonce = transaction._stamp >> 48
         self._last_txid = txid
         snapshot = Snapshot(txid, tables, transaction._next_tree_id, self._pager)
-        self._unpublished.append(
-            _Commit(snapshot, transaction._durability, list(allocated), transaction._pages, superseded, pending)
-        )
+        self._dirty_tables.update(name for name, tree in transaction._trees.items() if tree.changed)
+        commit = _Commit(snapshot, transaction._durability, list(allocated), transaction._pages, superseded, pending)
+        self._unpublished.append(commit)
         self._tip = snapshot
         self._commit_count += 1
+        return commit
 
-    def _publish_unflushed(self, txid: int) -> bool:
+    def _publish_unflushed(self, commit: _Commit) -> bool:
         """Show a `none` commit to readers, unless it has to wait for a stronger one, or too much waits in memory."""
         with self._state:
-            if len(self._unpublished) != 1 or self._unpublished[0].snapshot.txid != txid or self._failure is not None:
+            if self._unpublished != [commit] or self._failure is not None:
                 return False
-            if len(self._unwritten) * self._header.page_size > self._overlay_limit:
+            if self._unwritten_size > self._overlay_limit:
                 return False
-            self._published = self._unpublished.pop().snapshot
+            self._unpublished = []
+            self._published = commit.snapshot
             return True
+
+    def _held_size(self, pgnos: Iterable[int]) -> int:
+        """Bytes of held pages."""
+        held = self._pager.held
+        return sum(len(held[pgno]) for pgno in pgnos)
 
     # -- flushing --------------------------------------------------------------------------------
 
     def _flush(self, txid: int, durability: str) -> None:
-        """Return when commit `txid` is as durable as asked for; one flush serves all who wait."""
+        """Return when commit `txid` is as durable as asked for, or undone; one flush serves all who wait."""
         with self._flush_lock:
             self._flush_locked(txid, durability)
 
     def _flush_locked(self, txid: int, durability: str, *, clean: bool = False) -> None:
-        undone = self._undone.pop(txid, None)
-        if undone is not None:
-            raise undone
         self._check_usable()
         reached = self._durable_txid if durability == SYNC else self._written_txid
         if reached >= txid and not (clean and self._flush_count and not self._clean):
@@ -967,7 +1012,6 @@ class Database:
             self._pager.write(work.pages)
         except BaseException as error:
             self._undo_flush(work, error)
-            self._undone.pop(txid, None)
             raise
         try:
             if meta.is_durable and work.unsynced:
@@ -990,7 +1034,7 @@ class Database:
             raise
 
     def _prepare_mark(self, work: _Flush) -> Meta:
-        """The newest commit once more, marked as closed cleanly: nothing but a meta is written, so both say the same."""
+        """The newest commit once more, marked as closed cleanly: only a meta is written, so both say the same."""
         work.tip, work.catalogue_root = self._tip, self._catalogue_root
         meta = self._metas[self._durable_slot]
         assert meta is not None
@@ -1005,16 +1049,19 @@ class Database:
         tip = work.tip = self._tip
         sync = sync or any(commit.durability == SYNC for commit in self._unpublished)
         sync = sync or space.old_pending_count * _MAX_PENDING_SHARE > space.high_water + 1024
-        work.unwritten, self._unwritten = self._unwritten, set()
+        work.unwritten, self._unwritten, self._unwritten_size = self._unwritten, set(), 0
         work.dirty_tables, self._dirty_tables = self._dirty_tables, set()
-        work.unsynced, work.grew = self._unsynced or bool(work.unwritten), self._grew
+        work.unsynced = self._unsynced or bool(work.unwritten)
         if sync:
-            self._unsynced = self._grew = False
+            self._unsynced = False
         self._young = set()  # from here on, the pages of the tip may be on disk
         work.pages.update((pgno, self._pager.held[pgno]) for pgno in work.unwritten)
         work.catalogue_root = self._write_catalogue(work, space)
         map_root = self._write_map(work, space)
         work.unsynced = work.unsynced or bool(work.pages)
+        work.grew = self._grew  # not before: the catalogue and the map may have needed room
+        if sync:
+            self._grew = False
         if not sync:
             self._unsynced = work.unsynced  # a later flush has to sync what this one only writes
         return Meta(
@@ -1080,6 +1127,7 @@ class Database:
 
     @staticmethod
     def _drop(work: _Flush, space: FreeSpace, pgno: int) -> None:
+        space.check_used((pgno,))
         space.mark_free((pgno,))
         work.freed.append(pgno)
 
@@ -1098,7 +1146,9 @@ class Database:
         self._clean = meta.clean
         self._catalogue_root = work.catalogue_root
         self._flush_count += 1
-        self._published = work.tip
+        published = self._published
+        if published is None or work.tip.txid > published.txid:  # a `none` commit may have come to light meanwhile
+            self._published = work.tip
         self._unpublished = [commit for commit in self._unpublished if commit.snapshot.txid > meta.txid]
         self._pager.release(work.unwritten)
 
@@ -1120,14 +1170,14 @@ class Database:
                     unwritten -= commit.pages
                     unwritten.update(commit.superseded)
                     self._pager.release(commit.pages)
-                    self._undone[commit.snapshot.txid] = error
+                    commit.error = error
                 for commit in self._unpublished:
                     unwritten -= commit.pages
                 if work.map_before is not None:
                     space.restore_map(work.map_before)
                 space.undo(work.taken, work.pending)
                 space.mark_used(work.freed)
-                self._unwritten = unwritten
+                self._unwritten, self._unwritten_size = unwritten, self._held_size(unwritten)
                 self._dirty_tables |= work.dirty_tables
                 self._unsynced = True
                 self._grew = True

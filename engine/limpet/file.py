@@ -31,13 +31,12 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from .errors import ClosedError, LimpetError, LockedError
 from .native import network_file_system
 
-_portalocker: ModuleType | None
+_portalocker: Any  # the module, or None
 try:
     import portalocker as _portalocker
 except ImportError:  # optional: the same lock is taken by hand below
@@ -71,7 +70,7 @@ class File(ABC):
         """Write all of `data`."""
 
     def write_synced(self, offset: int, data: bytes) -> None:
-        """Write all of `data` and return when it is on stable storage; only then, nothing else need be."""
+        """Write all of `data` and return when it is on stable storage; what else was written need not be."""
         self.write(offset, data)
         self.sync()
 
@@ -92,8 +91,12 @@ class File(ABC):
         """As `sync`, and the size of the file as well."""
 
     @abstractmethod
-    def drop_cache(self) -> bool:
-        """Make later reads come from the disk. Returns whether the cache is known to be empty now."""
+    def drop_cache(self, size: int = 0) -> bool:
+        """Make later reads come from the disk.
+
+        size     bytes from the beginning of the file; 0: all of it
+        returns  whether the cache is known to be empty now
+        """
 
     @abstractmethod
     def try_lock(self, *, exclusive: bool) -> bool:
@@ -145,16 +148,16 @@ class FileSystem(ABC):
 
 
 def wait_for_lock(
-    file: File, *, exclusive: bool, timeout_s: float, on_wait: Callable[[], None], holder: Callable[[], str | None]
+    file: File, *, exclusive: bool, started: float, timeout_s: float, on_wait: Callable[[], None], holder: Callable[[], str | None]
 ) -> None:
     """Take the lock on a file, waiting for another process to let go.
 
-    timeout_s  how long to try, 0 or more; tries are 5 ms apart at first, 100 ms later
+    started    when waiting began, by time.monotonic()
+    timeout_s  how long to try since then, 0 or more; tries are 5 ms apart at first, 100 ms later
     on_wait    called once, when the first try has failed
     holder     asked at the end for what is known about the process in the way
     raises     LockedError with the holder and the time waited
     """
-    started = time.monotonic()
     pause = _FIRST_PAUSE_S
     while not file.try_lock(exclusive=exclusive):
         waited = time.monotonic() - started
@@ -208,7 +211,7 @@ class MemoryFile(File):
     def sync_all(self) -> None:
         """Nothing to do, as for `sync`."""
 
-    def drop_cache(self) -> bool:
+    def drop_cache(self, size: int = 0) -> bool:
         return True
 
     def try_lock(self, *, exclusive: bool) -> bool:
@@ -224,7 +227,7 @@ class MemoryFile(File):
 # -- the operating system ------------------------------------------------------------------------
 
 _open_files: weakref.WeakValueDictionary[tuple[int, int], OSFile] = weakref.WeakValueDictionary()
-_open_lock = threading.Lock()
+_open_lock = threading.RLock()  # collecting a forgotten file closes it, also in the middle of opening another
 
 
 class OSFile(File):
@@ -235,11 +238,12 @@ class OSFile(File):
         self._descriptor = descriptor
         self._writable = writable
         self._map: mmap.mmap | None = None
-        self._mapped_size = 0
         status = os.fstat(descriptor)
         self.identity = (status.st_dev, status.st_ino)
 
     def size(self) -> int:
+        if sys.platform == "win32":
+            return os.fstat(self._checked()).st_size  # reads and writes seek there
         return os.lseek(self._checked(), 0, os.SEEK_END)  # a quarter of the time of fstat
 
     def read(self, offset: int, size: int) -> bytes:
@@ -255,9 +259,9 @@ class OSFile(File):
     def page(self, offset: int, size: int) -> bytes:
         end = offset + size
         view = self._map
-        if view is None or end > self._mapped_size:
+        if view is None or end > len(view):
             view = self._remap()
-            if view is None or end > self._mapped_size:
+            if view is None or end > len(view):
                 return self.read(offset, size)
         if self.size() < end:
             return self.read(offset, size)
@@ -306,7 +310,6 @@ class OSFile(File):
     def truncate(self, size: int) -> None:
         try:
             self._map = None
-            self._mapped_size = 0
             os.ftruncate(self._checked(), size)
         except OSError as error:
             raise self._named(error) from error
@@ -323,16 +326,15 @@ class OSFile(File):
         except OSError as error:
             raise self._named(error) from error
 
-    def drop_cache(self) -> bool:
+    def drop_cache(self, size: int = 0) -> bool:
         if not hasattr(os, "posix_fadvise"):
             return False
         descriptor = self._checked()
         self._map = None  # a mapped page stays cached
-        self._mapped_size = 0
         try:
             if self._writable:
                 _sync_data(descriptor)  # dirty pages are not dropped, and they are the newest truth
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise self._named(error) from error
         return _is_evicted(descriptor)
@@ -353,7 +355,6 @@ class OSFile(File):
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         self._map = None
-        self._mapped_size = 0
         if descriptor >= 0:
             with _open_lock:
                 if _open_files.get(self.identity) is self:
@@ -373,9 +374,7 @@ class OSFile(File):
             view = mmap.mmap(self._checked(), size, access=mmap.ACCESS_READ)
         except (OSError, ValueError):
             return None  # no maps here (some network and container file systems): pread serves
-        self._mapped_size = 0  # in this order, another thread never pairs the new size with the old map
         self._map = view
-        self._mapped_size = size
         return view
 
     def _checked(self) -> int:
@@ -414,7 +413,12 @@ class OSFileSystem(FileSystem):
 
     def create(self, path: str) -> File:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _EXTRA_FLAGS
-        return self._register(path, os.open(path, flags, 0o666), writable=True)
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            return self._register(path, descriptor, writable=True)
+        except BaseException:
+            os.unlink(path)
+            raise
 
     def _register(self, path: str, descriptor: int, *, writable: bool) -> OSFile:
         file: OSFile | None = None
@@ -543,16 +547,18 @@ _HAS_SYNCED_WRITE = hasattr(os, "pwritev") and hasattr(os, "RWF_DSYNC")
 
 
 def _is_evicted(descriptor: int) -> bool:
-    """Whether the first pages of the file are out of the page cache."""
+    """Whether the head of the file, where the metas are, is out of the page cache."""
     if not hasattr(os, "preadv") or not hasattr(os, "RWF_NOWAIT"):
         return False
-    try:
-        os.preadv(descriptor, [bytearray(512)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    for offset in range(0, 3 * mmap.PAGESIZE, mmap.PAGESIZE):
+        try:
+            if os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT):
+                return False
+        except BlockingIOError:
+            continue  # it would have to come from the disk
+        except OSError:
+            return False
+    return True
 
 
 _LOCK_TAKEN = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
@@ -604,13 +610,12 @@ else:
 def _close_inherited_files() -> None:
     """In a forked child: let go of the parent's files without a word to the parent's lock."""
     global _open_lock
-    _open_lock = threading.Lock()  # another thread of the parent may have held it
+    _open_lock = threading.RLock()  # another thread of the parent may have held it
     inherited = list(_open_files.values())
     _open_files.clear()
     for file in inherited:
         descriptor, file._descriptor = file._descriptor, -1
         file._map = None
-        file._mapped_size = 0
         if descriptor >= 0:
             os.close(descriptor)
     for target in list(_forkables):

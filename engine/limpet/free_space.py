@@ -15,7 +15,7 @@ older meta marks it used. Snapshots die with their process. In memory:
     _pending    what the commits freed, until the horizons pass
 
 The rule of reuse. A page freed by commit k was last used by commit k - 1, so it may be handed out
-once k <= the txid of every valid meta and of every snapshot that is still read. A page that was
+once k <= the txid of every meta that may be on the disk and of every snapshot that is still read. A page that was
 born after the last state handed to a flush was never on disk: only snapshots hold it back.
 
 Pages handed out to a transaction that has not committed are neither reusable nor marked in the
@@ -25,7 +25,7 @@ The map is a radix tree over page numbers. Level 0 holds bitmaps, level n the re
 n - 1. Writing it takes pages, which changes it; `plan_map` repeats until nothing changes, and it
 ends because a map page that was given a place keeps it.
 
-Source: bitmaps and the horizon rule after LMDB's free-list handling and the survey of redb; the
+Sources: the horizon rule after LMDB's list of free pages, bitmaps after redb's allocator; the
 byte-per-page search is ours.
 """
 
@@ -207,6 +207,18 @@ class FreeSpace:
         self.mark_free(young)
         return self.add_pending(txid, freed, young)
 
+    def check_used(self, pgnos: Sequence[int]) -> None:
+        """Before pages are freed whose numbers come from a file: each has to be in use, and to be named once.
+
+        raises   CorruptError; without this, two owners of a page would go unnoticed until one overwrites the other
+        """
+        bits, high_water = self._bits, self.high_water
+        for pgno in pgnos:
+            if not FIRST_NODE_PGNO <= pgno < high_water or bits[pgno >> 3] >> (pgno & 7) & 1:
+                raise CorruptError("a page that is in use lies behind the end, or is marked free", pgno=Pgno(pgno))
+        if len(set(pgnos)) != len(pgnos):
+            raise CorruptError("a page is in use twice; `limpet check` shows where")
+
     def add_pending(self, txid: int, freed: Sequence[int], young: Sequence[int] = ()) -> list[Pending]:
         """Let pages that are marked free wait for the horizons to pass `txid`."""
         added = []
@@ -231,7 +243,8 @@ class FreeSpace:
         count = 0
         for pgno in pgnos:
             mask = 1 << (pgno & 7)
-            assert bits[pgno >> 3] & mask, f"page {pgno} is handed out twice"
+            if not bits[pgno >> 3] & mask:  # an assert would be gone under `python -O`; files depend on this one
+                raise AssertionError(f"page {pgno} is handed out twice")
             bits[pgno >> 3] ^= mask
             dirty.add(pgno // per_page)
             count += 1
@@ -243,7 +256,8 @@ class FreeSpace:
         count = 0
         for pgno in pgnos:
             mask = 1 << (pgno & 7)
-            assert not bits[pgno >> 3] & mask, f"page {pgno} is freed twice"
+            if bits[pgno >> 3] & mask:
+                raise AssertionError(f"page {pgno} is freed twice")
             bits[pgno >> 3] |= mask
             dirty.add(pgno // per_page)
             count += 1

@@ -1166,11 +1166,11 @@ def _recover_seed(file: File, page_size: int) -> tuple[int, int | None, int]:
 
     returns  (kind, seed, how many pages agree); the seed is None if no two do
     """
-    samples = []
+    samples: set[bytes] = set()  # the same bytes twice would confirm themselves
     for slot in META_PGNOS:
         data = file.read(slot * page_size, META_SIZE)
-        if len(data) == META_SIZE and any(data):
-            samples.append(data)
+        if len(data) == META_SIZE and META.unpack(data)[-1] == slot:
+            samples.add(data)
     for pgno in range(FIRST_NODE_PGNO, file.size() // page_size):
         if len(samples) > _SAMPLE_PAGES:
             break
@@ -1179,7 +1179,7 @@ def _recover_seed(file: File, page_size: int) -> tuple[int, int | None, int]:
             break
         header = decode_page_header(head)
         if header.pgno == pgno and header.kind in (LEAF, BRANCH, FREE_SPACE):
-            samples.append(file.read(pgno * page_size, page_size))
+            samples.add(file.read(pgno * page_size, page_size))
     best: tuple[int, int | None, int] = (min(KIND_NAMES), None, 0)
     for kind in KIND_NAMES:
         checksum = checksum_function(kind)

@@ -1,7 +1,9 @@
 """Pages by reference: verified when they are read, cached decoded, held until they are written.
 
-A reference pins content: page number and checksum. So the cache is keyed by reference and never
-goes stale; when a page is written anew it has another reference, and the old entry ages out.
+A reference pins content: page number and checksum. So the cache is keyed by reference; when a page
+is written anew it has another reference, and the old entry ages out. Only that checksums have 32
+bits: one page number may meet a reference that it has had before, with other content. So a node
+that is written replaces what is cached under its reference (`renew`).
 
 The cache has two generations, together never larger than the budget. What is read goes into the
 hot one. When the budget is spent, the cold one gives up its oldest entries; when it has none left,
@@ -50,6 +52,7 @@ class Pager:
         self.page_size = header.page_size
         self.checksum = checksum_function(header.checksum_kind)
         self.seed = self.checksum(header.file_id, 0)
+        self.fetch = file.read  # `use_map` changes it, once the file is known to be sound
         self.held: dict[int, bytes] = {}  # first pgno -> page, or run of overflow pages
         self.failure: str | None = None  # why pages cannot be read any more
         self.hot: dict[int, Node] = {}
@@ -103,9 +106,9 @@ class Pager:
             raise ClosedError(self.failure)
         pgno = ref_pgno(ref)
         page = self.held.get(pgno)
-        if page is None or len(page) != size:
-            self.read_count += 1
-            page = self.file.page(pgno * self.page_size, size)
+        if page is None or len(page) != size or CHECKSUM.unpack_from(page)[0] != ref_checksum(ref):
+            self.read_count += 1  # not held; or the page number has another page by now, and this one was written
+            page = self.fetch(pgno * self.page_size, size)
         found = page_checksum(page, self.checksum, self.seed)
         if found != ref_checksum(ref) or len(page) != size or pgno < FIRST_NODE_PGNO:
             raise self._damage(ref, page, size, found)
@@ -134,6 +137,10 @@ class Pager:
             f"{what}; `limpet check` shows the extent", pgno=pgno, offset=offset, expected=expected, found=found
         )
 
+    def use_map(self) -> None:
+        """Read through the map from now on. Until then the file is suspect and read by pread, which cannot kill us."""
+        self.fetch = self.file.page
+
     # -- the cache -------------------------------------------------------------------------------
 
     def remember(self, ref: int, node: Node) -> None:
@@ -148,6 +155,18 @@ class Pager:
             self._hot_size += node.memory
             if self._hot_size + self._cold_size > self._cache_size:
                 self._evict()
+
+    def renew(self, ref: int, node: Node | None) -> None:
+        """A page was written: put its node among the hot, or at least nothing older stays under its reference."""
+        with self._lock:
+            for generation in (self.hot, self._cold):
+                old = generation.pop(ref, None)
+                if old is not None and generation is self.hot:
+                    self._hot_size -= old.memory
+                elif old is not None:
+                    self._cold_size -= old.memory
+        if node is not None:
+            self.remember(ref, node)
 
     def warm(self, ref: int, leaf: Leaf) -> None:
         """Give a leaf that is asked often its warm form, if there is room for that."""

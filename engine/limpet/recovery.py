@@ -9,9 +9,10 @@ Each meta names a whole commit. The newest that can be trusted is chosen:
                                       than the durable commit is verified first, and if one is
                                       bad, the durable commit is taken
 
-A clean close records the newest commit a second time, in the other slot, with a mark. Without
-that mark the file may have been left by a failed sync, after which Linux can show bytes in its
-cache that are not on disk: the caller drops the cache and looks again before it writes.
+A clean close leaves its mark in the newest meta; if the commit was durable before, that is a second
+record of it, in the other slot. Without the mark the file may have been left by a failed sync, after
+which Linux can show bytes in its cache that are not on disk: the caller drops the cache and looks
+again before it writes.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ def choose(found: list[Meta | CorruptError], file_size: int, page_size: int, ver
     other_slot = 1 - choice.slot
     other = found[other_slot]
     if isinstance(other, Meta) and other_slot not in rejected:
-        choice.older = other
+        if file_size >= other.high_water * page_size:
+            choice.older = other
+        else:
+            choice.reasons.append(f"page {META_PGNOS[other_slot]}: commit {other.txid} reaches beyond the file; not used")
     if choice.meta.is_durable:
         choice.durable = choice.slot
         choice.reasons.append(

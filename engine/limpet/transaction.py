@@ -176,6 +176,7 @@ class WriteTransaction:
         "__weakref__",
         "_allocated",
         "_base",
+        "_broken",
         "_changed",
         "_database",
         "_durability",
@@ -211,6 +212,7 @@ class WriteTransaction:
         self._changed = False
         self._grown = 0  # bytes of overlays since the last apply
         self._savepoints: list[Savepoint] = []
+        self._broken: BaseException | None = None  # what stopped a change half-way; it cannot commit after that
         self.undo: Undo | None = None
         self._open = True
 
@@ -281,7 +283,11 @@ class WriteTransaction:
         target = self._tree(new_name)
         if target.codecs is not None:
             raise ValueError(f"cannot rename table {tree.name!r}: there is a table {new_name!r} already")
-        self._apply(tree)  # the overlay moves as pages; a rename is too rare for anything cleverer
+        try:
+            self._apply(tree)  # the overlay moves as pages; a rename is too rare for anything cleverer
+        except BaseException as error:
+            self._broken = error
+            raise
         for each in (tree, target):
             each._remember_state()
             each.changed = True
@@ -325,7 +331,9 @@ class WriteTransaction:
         """Make the changes the newest commit and wait until it is as durable as was asked for.
 
         raises   OSError: nothing of this transaction remains, the database can be used further;
-                 PoisonedError or OSError after a failed sync: reopen the database; ClosedError
+                 PoisonedError or OSError after a failed sync: reopen the database, which then has
+                 the commit or has it not; ClosedError. A KeyboardInterrupt while waiting for the
+                 disk leaves it open as well whether the commit happens
         """
         if not self._open:
             raise _ended()
@@ -387,8 +395,12 @@ class WriteTransaction:
         """Note `size` bytes more of overlay; apply all overlays when they take too much memory."""
         self._grown += size
         if self._grown > self._database._overlay_limit:
-            self._apply_all()
-            self._spill()
+            try:
+                self._apply_all()
+                self._spill()
+            except BaseException as error:
+                self._broken = error
+                raise
 
     def free_tree(self, root: int, tree_id: int) -> None:
         """Free all pages of a tree."""
@@ -478,7 +490,7 @@ class WriteTransaction:
 class Savepoint(AbstractContextManager["Savepoint"]):
     """Part of a write transaction that can be undone on its own. Made by `txn.savepoint()`."""
 
-    __slots__ = ("_freed_count", "_next_tree_id", "_outer_undo", "_transaction")
+    __slots__ = ("_broken", "_freed_count", "_next_tree_id", "_outer_undo", "_transaction")
 
     def __init__(self, transaction: WriteTransaction) -> None:
         self._transaction = transaction
@@ -488,6 +500,7 @@ class Savepoint(AbstractContextManager["Savepoint"]):
         if not txn._open:
             raise _ended()
         self._outer_undo = txn.undo
+        self._broken = txn._broken
         self._freed_count = len(txn._freed)
         self._next_tree_id = txn._next_tree_id
         txn.undo = []
@@ -515,6 +528,7 @@ class Savepoint(AbstractContextManager["Savepoint"]):
                 take_back(*arguments)
             del txn._freed[self._freed_count :]
             txn._next_tree_id = self._next_tree_id
+            txn._broken = self._broken
             txn._pages -= allocated
             txn._pager.release(allocated)
             txn._database._give_back(allocated)

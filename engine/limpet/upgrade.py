@@ -19,7 +19,8 @@ class UpgradeResult:
     """What `upgrade` found and did.
 
     path           the file
-    from_version   its format before; None if there is no file, or it is not a Limpet file
+    from_version   its format before; None if there is no file, or none whose format this code knows: not
+                   a Limpet file, a damaged header, a newer format. Opening it says which
     to_version     its format now
     upgraded       whether it was rewritten
     backup         where the original was kept, None if it was not rewritten

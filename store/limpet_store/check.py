@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import migrations
-from .errors import UndecodableError
+from .errors import SchemaError, UndecodableError
 from .schema import (
     ACTIVE,
     ARCHIVE,
@@ -63,9 +63,12 @@ def check_tables(work: Work) -> CheckReport:
 
 
 def _check_schema(work: Work) -> Iterator[str]:
-    version = migrations.stored_version(work)
-    if version != SCHEMA_VERSION:
-        yield f"the tables have version {version}, this release knows {SCHEMA_VERSION}"
+    try:
+        version = migrations.stored_version(work)
+        if version != SCHEMA_VERSION:
+            yield f"the tables have version {version}, this release knows {SCHEMA_VERSION}"
+    except SchemaError as error:
+        yield str(error)
     missing = sorted({table.name for table in TABLES} - set(work.engine.tables()))
     if missing:
         yield f"tables are missing: {', '.join(missing)}"

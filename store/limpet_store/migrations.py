@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from limpet import WriteTransaction
 
-from .errors import SchemaError
+from .errors import SchemaError, UndecodableError
 from .schema import SCHEMA_VERSION, STORE, TABLES
 from .work import Work, logger
 
@@ -21,9 +21,16 @@ STEPS: Mapping[int, Callable[[Work], None]] = {}
 
 
 def stored_version(work: Work) -> int | None:
-    """The version of the tables in this file; None when there are none."""
-    found = work.get(STORE, SCHEMA_KEY)
-    return found["version"] if isinstance(found, dict) and type(found.get("version")) is int else None
+    """The version of the tables in this file; None when there are none. SchemaError when nobody can tell."""
+    raw = work.view(STORE.table).get(SCHEMA_KEY)
+    if raw is None:
+        return None
+    try:
+        return int(STORE.decode(SCHEMA_KEY, raw)["version"])
+    except (UndecodableError, LookupError, TypeError, ValueError) as error:
+        raise SchemaError(
+            f"the version of the tables cannot be read: {raw[:100]!r}", found=None, supported=SCHEMA_VERSION
+        ) from error
 
 
 def is_current(work: Work) -> bool:

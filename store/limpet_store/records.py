@@ -14,6 +14,7 @@ in their place: see `Unstamped`.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import enum
 import functools
@@ -381,18 +382,14 @@ class SessionMeta(Record):
 # --- pairing ---------------------------------------------------------------------------------------------------------
 
 
-class PairingState:
+class PairingState(abc.ABC):
     """Whether a peer may talk to the agent: `Approved()`, or `Pending(code, expires_at)` until somebody approves it."""
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def to_json(self) -> str:
         """The row's text; raises as `Record.to_json` does."""
-        return wire.encode(self.to_value())
-
-    def to_value(self) -> object:
-        """The row as a JSON value."""
-        raise NotImplementedError("PairingState is Approved or Pending")
 
     @staticmethod
     def from_json(text: str | bytes) -> Approved | Pending:
@@ -409,9 +406,9 @@ class PairingState:
 class Approved(PairingState):
     """The peer may talk to the agent."""
 
-    def to_value(self) -> object:
-        """`"Approved"`."""
-        return "Approved"
+    def to_json(self) -> str:
+        """The row's text: the name of the state."""
+        return wire.encode("Approved")
 
 
 @record()
@@ -431,10 +428,6 @@ class Pending(Record, PairingState):
     def to_json(self, *, leave_out: str | None = None) -> str:
         """The row's text: the fields under the name of the state; parameters and errors as in Record."""
         return wire.encode({"Pending": self.to_dict(leave_out=leave_out)})
-
-    def to_value(self) -> object:
-        """The row as a JSON value: the fields under the name of the state."""
-        return {"Pending": self.to_dict()}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

@@ -23,14 +23,15 @@ def apply(
         raise ValueError(f"a limit is 1 or more, not {limit}")
     now = work.now()
     removed = {"sessions": 0, "archive": 0, "idempotency": 0, "jobs": 0}
-    if idempotency_s is not None:
-        removed["idempotency"] = idempotency.forget(work, now - _age(idempotency_s), limit)
-    if jobs_s is not None:
-        removed["jobs"] = jobs.forget(work, now - _age(jobs_s), limit - sum(removed.values()))
-    if archive_s is not None:
-        removed["archive"] = _forget_archive(work, now - _age(archive_s), limit - sum(removed.values()))
-    if sessions_s is not None:
-        removed["sessions"] = _forget_sessions(work, now - _age(sessions_s), limit - sum(removed.values()))
+    with work.setting_aside(*removed):
+        if idempotency_s is not None:
+            removed["idempotency"] = idempotency.forget(work, now - _age(idempotency_s), limit)
+        if jobs_s is not None:
+            removed["jobs"] = jobs.forget(work, now - _age(jobs_s), limit - sum(removed.values()))
+        if archive_s is not None:
+            removed["archive"] = _forget_archive(work, now - _age(archive_s), limit - sum(removed.values()))
+        if sessions_s is not None:
+            removed["sessions"] = _forget_sessions(work, now - _age(sessions_s), limit - sum(removed.values()))
     return removed
 
 

@@ -281,7 +281,7 @@ class Store(Families[Direct]):
         report = ImportReport()
         numbered = enumerate(stream, 1)
         while batch := list(_some(numbered, LINES_PER_COMMIT)):
-            with self.writing() as work:
+            with self.writing() as work, work.setting_aside():
                 for number, line in batch:
                     if not line.strip():
                         continue

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from . import idempotency
+from . import idempotency, wire
 from .errors import ExistsError, NotFoundError
 from .family import AnyFace, Family, reads, writes
 from .records import QueuedMessage, QueuedTask, Submission, TaskStatus
@@ -34,7 +34,9 @@ class Tasks(Family[AnyFace]):
 
         A waiting task of the same session whose first message is the same makes this one a "duplicate", and nothing is
         written. Otherwise the messages are "merged" into the waiting task of the same session and priority, the oldest,
-        which keeps its place and gets the larger of both budgets. Otherwise the task is "new".
+        which keeps its place, gets the larger budget of turns, and lives as long as either would have. Otherwise the
+        task is "new". A waiting task that should have expired by now is given the new one's time: what was submitted
+        is never deleted with a task that was old before it came.
 
         returns  Submission(kind, task_id) with the id of the task that will answer
         raises   TypeError, ValueError or ExistsError before anything changes
@@ -47,19 +49,17 @@ class Tasks(Family[AnyFace]):
             if content_hash == task.content_hash:
                 found = work.get(TASKS, arrival)
                 if found is not None:
+                    if found.is_expired(work.now()):
+                        lives = _life(found, task.created_at, task.ttl_secs)
+                        work.put(TASKS, arrival, dataclasses.replace(found, ttl_secs=lives), found)
                     return Submission("duplicate", found.id)
         for arrival, rank, _ in waiting:
             if rank == task.priority.rank:
                 found = work.get(TASKS, arrival)
                 if found is not None:
-                    never = 0 in (found.ttl_secs, task.ttl_secs)
-                    _merge(
-                        work,
-                        found,
-                        task.messages,
-                        max_turns=max(found.max_turns, task.max_turns),
-                        ttl_secs=0 if never else max(found.ttl_secs, task.ttl_secs),
-                    )
+                    turns = max(found.max_turns, task.max_turns)
+                    lives = _life(found, task.created_at, task.ttl_secs)
+                    _merge(work, found, task.messages, max_turns=turns, ttl_secs=lives)
                     return Submission("merged", found.id)
         return Submission("new", _insert(work, task))
 
@@ -225,13 +225,18 @@ class Tasks(Family[AnyFace]):
 
     @writes
     def merge_into_pending(self, session_key: str, message: QueuedMessage) -> bool:
-        """Add a message to the session's waiting task that goes first; False when none is waiting."""
+        """Add a message to the session's waiting task that goes first; False when none is waiting.
+
+        A task that should have expired by now gets its time to live once more, so that the message is not lost with it.
+        """
         _check_message(message)
         work = self._work
         for arrival, _, _ in builtins.list(_waiting(work, session_key)):
             task = work.get(TASKS, arrival)
             if task is not None:
-                _merge(work, task, [message.stamped(work.now())])
+                now = work.now()
+                lives = _life(task, now, task.ttl_secs) if task.is_expired(now) else task.ttl_secs
+                _merge(work, task, [message.stamped(now)], ttl_secs=lives)
                 return True
         return False
 
@@ -301,6 +306,13 @@ def _merge(work: Work, task: QueuedTask, messages: Iterable[QueuedMessage], **bu
     last = next(iter(work.view(TASK_MESSAGES.table).prefix((arrival,), reverse=True)), None)
     _put_messages(work, arrival, 0 if last is None else last[0][1] + 1, messages)
     work.put(TASKS, arrival, dataclasses.replace(task, updated_at=work.now(), **budget), task)
+
+
+def _life(task: QueuedTask, created_at: int, ttl_secs: int) -> int:
+    """The time to live of a task that another one joins, which came at another time: in seconds, 0 for ever."""
+    if 0 in (task.ttl_secs, ttl_secs):
+        return 0
+    return min(max(task.ttl_secs, created_at + ttl_secs - task.created_at), wire.INT_MAX)
 
 
 def _with_messages(work: Work, task: QueuedTask) -> QueuedTask:

@@ -76,11 +76,21 @@ class Work:
         """Run a writing method that needs no savepoint, since the transaction ends with it."""
         if not self.writable:
             raise ReadOnlyError(f"{family.name}: a write in a read transaction")
-        if self.context.suspects.get(family.name):
-            self._quarantine_suspects(family.name)
+        with self.setting_aside(family.name):
+            return body(family, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def setting_aside(self, *families: str) -> Iterator[None]:
+        """Move rows that cannot be decoded to quarantine: what reads of these families have met, what turns up inside.
+
+        Whatever writes has to do this, or else a row that cannot be decoded would be taken for one that is not there.
+        """
+        for family in families:
+            if self.context.suspects.get(family):
+                self._quarantine_suspects(family)
         before, self._setting_aside = self._setting_aside, True
         try:
-            return body(family, *args, **kwargs)
+            yield
         finally:
             self._setting_aside = before
 

@@ -334,18 +334,24 @@ def test_a_lost_write_leaves_a_stale_page(patient: Patient) -> None:
 
 @pytest.mark.parametrize("keep", [0.9, 0.5])
 def test_a_truncated_file_is_reported_with_what_is_missing(patient: Patient, keep: float) -> None:
-    del patient.data[int(len(patient.data) * keep) + 100 :]
+    del patient.data[int(patient.metas()[0][1].high_water * keep) * PAGE_SIZE + 100 :]
     report = patient.report()
     assert "size" in kinds(report)
     assert "truncated" in kinds(report)
     assert all(finding.table for finding in report.errors if finding.kind == "lost")
 
 
-def test_a_run_cut_off_by_the_end_of_the_file_is_truncated(patient: Patient) -> None:
+def test_a_run_that_ends_too_early_is_reported(base: Path) -> None:
+    patient = Patient(base)
     first, _ = patient.run("events")
-    del patient.data[first * PAGE_SIZE + 600 :]
-    report = patient.report()
-    assert first in {finding.pgno for finding in report.errors if finding.kind == "truncated"}
+
+    class CutFile(MemoryFile):
+        def read(self, offset: int, size: int) -> bytes:
+            return super().read(offset, min(size, 300) if offset == first * PAGE_SIZE else size)
+
+    report = check_on(CutFile(), patient)
+    assert kinds(report) == ["truncated"]
+    assert report.errors[0].pgno == first
 
 
 def test_a_page_that_the_system_cannot_read_is_reported(base: Path) -> None:
@@ -638,33 +644,26 @@ def test_a_large_value_that_does_not_decode_is_found(patient: Patient) -> None:
     assert report.errors[0].table == "texts"
 
 
-@pytest.mark.parametrize(("table", "key"), [("users", b"user-0\xff\xff"), ("events", b"log\x01\x03\x00" + bytes(8))])
-def test_a_key_that_does_not_decode_or_encode_back_is_found(patient: Patient, table: str, key: bytes) -> None:
-    pgno = patient.find("leaf", table)[-1].pgno
-    last = max(
-        (page.pgno for page in patient.find("leaf", table)),
-        key=lambda pgno: patient_keys(patient, pgno)[-1],
-    )
-
+def test_a_key_that_does_not_decode_is_found(patient: Patient) -> None:
     def change(keys: list[bytes], _: list[bytes]) -> None:
-        keys[-1] = max(key, keys[-1][:-1] + b"\xff") if table == "users" else key
+        keys[-1] = keys[-1][:-1] + b"\xff"
 
-    if table == "events":
-        last = min((page.pgno for page in patient.find("leaf", table)), key=lambda pgno: patient_keys(patient, pgno)[0])
-
-        def change(keys: list[bytes], _: list[bytes]) -> None:  # type: ignore[no-redef]  # the other case of the test
-            keys[0] = b"log\x01\x03\x00"[:3] + b"\x00" + bytes(7)
-
-    assert pgno
+    last = patient.find("leaf", "users")[-1].pgno
     patient.rewrite_leaf(last, change)
+    report = patient.report()
+    found = [finding for finding in report.errors if finding.kind == "codec"]
+    assert [finding.pgno for finding in found] == [last]
+    assert "not UTF-8" in found[0].message
+    assert "codec" not in kinds(patient.report(quick=True))
+
+
+def test_a_tuple_key_with_an_element_too_few_is_found(patient: Patient) -> None:
+    def change(keys: list[bytes], _: list[bytes]) -> None:
+        keys[0] = b"log\x00\x00\x00"
+
+    pgno = int(patient.find("leaf", "events")[0].pgno)
+    patient.rewrite_leaf(pgno, change)
     assert "codec" in kinds(patient.report())
-
-
-def patient_keys(patient: Patient, pgno: int) -> list[bytes]:
-    header = decode_page_header(patient.page(pgno))
-    node = decode_node(patient.page(pgno), Pgno(pgno), header.tree_id)
-    assert not isinstance(node, Branch)
-    return node.keys()
 
 
 def test_a_key_that_encodes_to_other_bytes_is_found(patient: Patient) -> None:
@@ -719,7 +718,8 @@ def test_a_catalogue_entry_that_is_an_overflow_record_is_found(patient: Patient)
         values[0] = Overflow(bytes(12))
 
     patient.rewrite_leaf(patient.catalogue(), change)
-    assert kinds(patient.report())[0] == "catalogue"
+    found = [finding for finding in patient.report().errors if finding.kind == "catalogue"]
+    assert "overflow record" in found[0].message
 
 
 def test_a_damaged_catalogue_says_that_tables_are_lost_and_does_not_call_them_leaks(patient: Patient) -> None:
@@ -886,7 +886,7 @@ def test_damage_of_the_commit_before_is_a_warning_that_names_it(patient: Patient
     report = patient.report()
     assert report.ok
     assert report.older_ok is False
-    assert [finding.kind for finding in report.warnings][0] == "checksum"
+    assert report.warnings[0].kind == "checksum"
     assert report.warnings[0].message.startswith(f"commit {older}, the one before: ")
     assert report.warnings[0].pgno == pgno
 
@@ -995,7 +995,7 @@ def test_any_change_of_any_page_is_survived(patient: Patient, seed: int) -> None
     chance = random.Random(seed)
     original = bytes(patient.data)
     in_use = [page.pgno for page in patient.pages if page.state == "reached" and page.kind != "overflow"]
-    for turn in range(60):
+    for turn in range(25):
         patient.data[:] = original
         for _ in range(chance.randrange(1, 4)):
             pgno = chance.choice(in_use)
@@ -1005,7 +1005,7 @@ def test_any_change_of_any_page_is_survived(patient: Patient, seed: int) -> None
         with limpet.inspect(patient.path) as inspection:
             report = inspection.check()
             json.dumps(report.as_dict())
-            assert [str(finding) for finding in report.errors + report.warnings] != None
+            assert all(str(finding) for finding in report.errors + report.warnings)
             if turn % 10 == 0:
                 assert len(list(inspection.pages())) == inspection.page_count
 

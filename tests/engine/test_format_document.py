@@ -11,7 +11,6 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -383,19 +382,15 @@ EVENTS = limpet.Table("events", key=(limpet.STR, limpet.INT), value=limpet.BYTES
 
 def example(folder: Path) -> bytes:
     """The file of the example, as the engine writes it on a machine without clocks and chance."""
-    seconds = count()
-
-    def next_second() -> int:
-        return EXAMPLE_US + 1_000_000 * next(seconds)
 
     def not_random(size: int) -> bytes:
         return bytes(range(size))
 
     holder = {"pid": 4711, "host": "shore", "since": EXAMPLE_US // 1_000_000, "program": "app.py"}
     with (
-        mock.patch("limpet.backup.now_us", next_second),
+        mock.patch("limpet.backup.now_us", return_value=EXAMPLE_US),
         mock.patch("limpet.backup.random_bytes", not_random),
-        mock.patch("limpet.database.now_us", next_second),
+        mock.patch("limpet.database.now_us", return_value=EXAMPLE_US),
         mock.patch("limpet.database.random_bytes", not_random),
         mock.patch("limpet.database.describe_process", return_value=holder),
         limpet.open(folder / "example.limpet", page_size=512, checksum="crc32") as database,

@@ -302,7 +302,7 @@ def test_random_histories_agree_with_the_model(page_size: int, cache_size: int, 
         run_state_machine_as_test(  # type: ignore[no-untyped-call]  # Hypothesis leaves it without annotations
             machine,
             settings=settings(
-                max_examples=30,
+                max_examples=20,
                 stateful_step_count=20,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

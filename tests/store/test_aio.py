@@ -158,6 +158,9 @@ def test_one_bad_operation_does_not_fail_its_neighbours(play: Callable[..., None
         assert isinstance(surrogate, ValueError)
         assert await store.sessions.list() == [KEY]
         assert [message["n"] for message in await store.messages.load(KEY)] == [0, 2]
+        await store.cron.put("a", "b")
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await store.cron.update("a", lambda _: next(iter([])))
 
     play(scenario)
 

@@ -46,6 +46,8 @@ def test_a_day_with_three_kills_loses_nothing(db_path: Path, capsys: pytest.Capt
         assert all(task.status is TaskStatus.DONE and task.notified for task in store.tasks.list())
         archived = sum(store.archive.stat(key).total_messages for key in keys)
     assert f"{archived:,} acknowledged lines" in told
+    planned = script.from_corpus(sources.corpus(), random.Random(SEED))[:2]
+    assert archived == 2 * sum(step.turn is not None for session in planned for step in session.steps)
 
 
 def test_transcripts_in_json_lines_are_played_and_reported_as_json(
@@ -53,7 +55,22 @@ def test_transcripts_in_json_lines_are_played_and_reported_as_json(
 ) -> None:
     folder = tmp_path / "transcripts"
     write_transcripts(folder)
-    code = main(["demo", "--from", str(folder), "--sessions", "9", "--kills", "1", "--store", str(db_path), "--json"])
+    code = main(
+        [
+            "demo",
+            "--from",
+            str(folder),
+            "--sessions",
+            "9",
+            "--kills",
+            "1",
+            "--seed",
+            "1",
+            "--store",
+            str(db_path),
+            "--json",
+        ]
+    )
     told = capsys.readouterr()
     result = json.loads(told.out)
     assert code == 0, result
@@ -80,7 +97,9 @@ def test_a_deleted_row_makes_it_end_with_exit_code_1(
         return conclude(path, *args, **options)
 
     monkeypatch.setattr(report, "conclude", sabotaged)
-    code = main(["demo", "--from", str(folder), "--sessions", "9", "--kills", "0", "--store", str(db_path)])
+    code = main(
+        ["demo", "--from", str(folder), "--sessions", "9", "--kills", "0", "--seed", "1", "--store", str(db_path)]
+    )
     told = " ".join(capsys.readouterr().out.split())
     assert code == 1
     assert "WRONG" in told
@@ -114,6 +133,13 @@ def test_an_existing_file_is_left_alone(db_path: Path, capsys: pytest.CaptureFix
     assert main(["demo", "--store", str(db_path)]) == 2
     assert "new store only" in capsys.readouterr().err
     assert db_path.read_bytes() == b"somebody's"
+
+
+def test_a_store_in_a_folder_that_does_not_exist_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--store", str(tmp_path / "nowhere" / "x.limpet")]) == 2
+    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_by_itself_is_an_error_with_its_last_words(

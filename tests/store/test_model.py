@@ -239,16 +239,23 @@ class Player:
         if self.waiting(session_key=key, content_hash=task.content_hash):
             assert result.kind == "duplicate"
             assert tx.tasks.has_duplicate(key, task.content_hash)
+            first = self.model.tasks[result.task_id].task
+            if first.is_expired(self.clock.now):
+                first.ttl_secs = self.life(first, task)
         elif found := self.waiting(session_key=key, priority=task.priority):
             assert result == ("merged", found[0].task.id)
             merged = found[0].task
             merged.messages.append(message)
-            merged.ttl_secs = 0 if 0 in (merged.ttl_secs, task.ttl_secs) else max(merged.ttl_secs, task.ttl_secs)
+            merged.ttl_secs = self.life(merged, task)
             merged.updated_at = self.clock.now
         else:
             assert result == ("new", task.id)
             self.model.arrivals += 1
             self.model.tasks[task.id] = Task(copy.deepcopy(task), self.model.arrivals)
+
+    def life(self, task: QueuedTask, joined: QueuedTask) -> int:
+        ends = [one.created_at + one.ttl_secs for one in (task, joined)]
+        return 0 if 0 in (task.ttl_secs, joined.ttl_secs) else max(ends) - task.created_at
 
     def dequeue(self, tx: Any) -> None:
         expected = self.waiting()

@@ -93,6 +93,36 @@ def test_tables_of_a_newer_release_are_refused(db_path: Path) -> None:
         assert caught.value.found == 99
 
 
+def test_a_version_that_cannot_be_read_is_refused_and_not_taken_for_a_new_file(
+    store: Store, overwrite: Callable[[str, Any, bytes], None], expect_damage: list[str]
+) -> None:
+    expect_damage += ["version of the tables cannot be read", "store['schema'] cannot be decoded"]
+    overwrite("store", "schema", b'{"vers')
+    with store.reading() as work:
+        for call in (migrations.is_current, migrations.stored_version):
+            with pytest.raises(SchemaError, match="cannot be read"):
+                call(work)
+
+
+def test_an_older_format_is_upgraded_on_open_but_not_read_only(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store.open(db_path).close()
+    upgraded: list[Path] = []
+    real = limpet.open
+
+    def old_until_upgraded(path: Path, **options: Any) -> limpet.Database:
+        if not upgraded:
+            raise limpet.UpgradeRequiredError("an older format")
+        return real(path, **options)
+
+    monkeypatch.setattr(limpet, "open", old_until_upgraded)
+    monkeypatch.setattr(limpet, "upgrade", upgraded.append)
+    with pytest.raises(limpet.UpgradeRequiredError):
+        Store.open(db_path, read_only=True)
+    with Store.open(db_path) as store:
+        assert store.check().ok
+    assert upgraded == [db_path]
+
+
 def test_migrations_run_step_by_step_and_once(store: Store) -> None:
     ran: list[int] = []
 
@@ -395,3 +425,31 @@ def test_retention_works_in_small_steps_and_then_commits_nothing(store: Store, c
 def test_counters_of_statuses_follow_the_tasks(full: Store) -> None:
     assert [task.id for task in full.tasks.list(TaskStatus.PENDING)] == ["a", "c"]
     assert full.tasks.list(TaskStatus.DEAD) == []
+
+
+def test_retention_sets_undecodable_rows_aside_instead_of_deleting_them(
+    store: Store, clock: Any, overwrite: Callable[[str, Any, bytes], None], make_job: Callable[..., ExternalJob]
+) -> None:
+    store.messages.append_many(KEY, [{"n": n} for n in range(4)])
+    store.idempotency.mark_delivered("k")
+    store.jobs.enqueue(make_job(id="j", status="Done", delivered_at=1))
+    overwrite("archive", (KEY, 1, 0), b"first")
+    overwrite("archive", (KEY, 1, 2), b"third")
+    overwrite("idempotency", "k", b"when?")
+    overwrite("jobs", "j", b"[1,{}]")
+    clock.advance(10**6)
+    assert store.retention(archive_s=1) == {"sessions": 0, "archive": 2, "idempotency": 0, "jobs": 0}
+    assert store.archive.stat(KEY).total_messages == 0
+    report = store.check()
+    assert report.errors == ()
+    assert report.warnings[0].startswith("4 rows are in quarantine")
+
+
+def test_import_sets_an_undecodable_row_aside_before_it_writes_another(
+    store: Store, overwrite: Callable[[str, Any, bytes], None]
+) -> None:
+    store.idempotency.mark_delivered("k")
+    overwrite("idempotency", "k", b"when?")
+    assert store.import_jsonl(['{"table":"idempotency","key":"k","row":5}']).ok
+    assert store.idempotency.is_delivered("k")
+    assert store.check().errors == ()

@@ -248,3 +248,23 @@ def test_numbers_at_the_edge_of_64_bits_are_no_problem(store: Store, make_task: 
     store.tasks.cleanup_expired()
     assert [task.created_at for task in store.tasks.list()] == [-(2**63), 2**63, 2**64 - 1]
     assert [store.tasks.dequeue() is not None for _ in range(4)] == [True, True, True, False]
+
+
+def test_what_joins_a_task_that_is_too_old_is_not_deleted_with_it(
+    store: Store, make_task: MakeTask, make_message: MakeMessage, clock: Any
+) -> None:
+    """The gateway was down for longer than the time to live; the user writes again before anything is cleaned up."""
+    joins: list[Callable[[str], object]] = [
+        lambda key: store.tasks.submit(make_task("again", session_key=key, ttl_secs=100)),
+        lambda key: store.tasks.submit(make_task("first", session_key=key, ttl_secs=100)),
+        lambda key: store.tasks.merge_into_pending(key, make_message("again")),
+    ]
+    for number, join in enumerate(joins):
+        key = f"s{number}"
+        store.tasks.enqueue(make_task("first", session_key=key, ttl_secs=100))
+        clock.advance(1000)
+        join(key)
+        clock.advance(100)
+        assert store.tasks.cleanup_expired() == 0
+        clock.advance(1)
+        assert store.tasks.cleanup_expired() == 1

@@ -496,7 +496,7 @@ class SimFile(File):
             self.inode.settle(with_size=with_size)
         self.disk.leave(call)
 
-    def drop_cache(self) -> bool:
+    def drop_cache(self, size: int = 0) -> bool:
         self.checked()
         call = Call("drop_cache", self.path, self)
         self.disk.enter(call)

@@ -126,7 +126,7 @@ class _DoomedFile(File):
         with self._owner.call():
             self._inner.sync_all()
 
-    def drop_cache(self) -> bool:
+    def drop_cache(self, size: int = 0) -> bool:
         with self._owner.call():
             return self._inner.drop_cache()
 

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import limpet
+
 from .. import Store
 from .ledger import Ledger, ProtocolError, Talk
 from .process import WorkerProcess
 from .screen import Screen, counted
 from .script import Session
-from .verify import verify_sessions
+from .verify import Findings, verify_sessions
 
 TALKING = 12  # users who talk at the same time
 KILL_WITHIN_S = 0.05  # a kill comes so long after its moment in the script; some tens of commits
@@ -190,6 +192,10 @@ class Driver:
             return
         self._steps_done += 1
         self._remember(talk)
+        self._go_on(talk)
+
+    def _go_on(self, talk: Talk) -> None:
+        """A step is over: the user says what comes next, or leaves and another one comes."""
         if talk.is_over:
             self._begin_session()
         elif not self._is_evening():
@@ -230,12 +236,15 @@ class Driver:
         worker.kill()
         self.day.kills += 1
         was_ready = self._ready_at is not None
-        self._rest_of_life()
+        answered = self._rest_of_life()
         worker.close()
         self._worker = None
         where = f"with {counted(len(self.ledger.in_flight), 'message')} in flight" if was_ready else "coming back"
-        with Store.open(self._path, read_only=True) as store:
-            findings = verify_sessions(store, self.ledger)
+        try:
+            with Store.open(self._path, read_only=True) as store:
+                findings = verify_sessions(store, self.ledger)
+        except limpet.LimpetError as error:
+            findings = Findings(errors=[f"{type(error).__name__}: {error}"])
         self.day.verified += 1
         self.day.unacked += findings.unacked
         self.day.errors += findings.errors
@@ -255,6 +264,8 @@ class Driver:
         self.day.redelivered += len(again)
         for message in again:
             self._alive.send(message)
+        for talk in answered:
+            self._go_on(talk)
 
     def _finish(self) -> None:
         """Let the worker close the store; what it was at is finished or stays in the queue."""
@@ -267,14 +278,22 @@ class Driver:
         if worker.returncode != 0 and not worker.was_killed:
             self._died()
 
-    def _rest_of_life(self) -> None:
-        """Hear the worker out. What it acknowledges counts; nobody answers any more."""
+    def _rest_of_life(self) -> list[Talk]:
+        """Hear the worker out. What it acknowledges counts.
+
+        returns  the sessions that it has answered, and that nobody has gone on with
+        """
+        answered = []
         for event in self._alive.rest():
-            if event["event"] in {"queued", "stored", "answered"} and self.ledger.hear(event) is not None:
-                self._steps_done += 1
+            if event["event"] in {"queued", "stored", "answered"}:
+                talk = self.ledger.hear(event)
+                if talk is not None:
+                    self._steps_done += 1
+                    answered.append(talk)
         if self._ready_at is not None:
             self.day.alive_s += (self._alive.ended or time.monotonic()) - self._ready_at
             self._ready_at = None
+        return answered
 
     def _died(self) -> None:
         worker = self._alive

@@ -105,7 +105,7 @@ def conclude(path: str, day: Day, ledger: Ledger, *, seed: int, source: str) -> 
 def _limpet(verb: str, path: str) -> tuple[int, str]:
     """Run the inspector on the file, as whoever reads this may do next; returns exit code and output."""
     run = subprocess.run(
-        [sys.executable, "-c", "import sys; from limpet.cli import main; sys.exit(main())", verb, path],
+        [sys.executable, "-m", "limpet", verb, path],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
@@ -158,8 +158,12 @@ def show(result: Result, screen: Screen) -> None:
         _item(screen, "Warning", warning)
     _item(screen, "File", f"{result.path}, {_size(result.file_size)}, of which {_size(result.live_size)} are in use")
     for command, output in result.commands.items():
-        screen.say(f"\n$ {command}")
-        screen.verbatim(output)
+        screen.verbatim(f"\n$ {command}\n{output}")
+    screen.verbatim(
+        f"\nThe file stays where it is. To look around:\n"
+        f"  limpet-store sessions --store {result.path}\n"
+        f"  limpet pages {result.path}"
+    )
 
 
 def _item(screen: Screen, label: str, text: str) -> None:

@@ -54,6 +54,8 @@ def run(options: Options) -> int:
     """
     if options.store is not None and options.store.exists():
         raise UsageError(f"{options.store} exists; the demo plays on a new store only, to leave yours alone")
+    if options.store is not None and not options.store.absolute().parent.is_dir():
+        raise UsageError(f"{options.store} cannot be made; there is no folder {options.store.absolute().parent}")
     screen = Screen(sys.stderr if options.json else sys.stdout)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     rng = random.Random(seed)

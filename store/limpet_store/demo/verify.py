@@ -72,6 +72,10 @@ def _verify_talk(tx: Transaction, talk: Talk, findings: Findings) -> None:
     findings.sessions += 1
     rows = tx.archive.load(key)
     errors = []
+    if len(rows) < talk.acked:
+        errors.append(f"{key}: {talk.acked} lines were acknowledged, and {len(rows)} are in the archive")
+    if len(rows) > len(talk.sent):
+        errors.append(f"{key}: {len(talk.sent)} lines were sent, and {len(rows)} are in the archive")
     for index, (row, line) in enumerate(zip(rows, talk.sent, strict=False)):
         stored = (row.message.get("id"), row.message.get("role"), row.message.get("content"), row.generation)
         seq = talk.seqs.get(index, row.seq)
@@ -80,10 +84,6 @@ def _verify_talk(tx: Transaction, talk: Talk, findings: Findings) -> None:
                 f"{key}: line {index} of the archive should be {_shown(line)} with number {seq},"
                 f" and is {_shown(stored)} with number {row.seq}"
             )
-    if len(rows) < talk.acked:
-        errors.append(f"{key}: {talk.acked} lines were acknowledged, and {len(rows)} are in the archive")
-    if len(rows) > len(talk.sent):
-        errors.append(f"{key}: {len(talk.sent)} lines were sent, and {len(rows)} are in the archive")
 
     meta = tx.sessions.get(key)
     generation = talk.generation if meta is None else meta.generation

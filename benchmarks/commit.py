@@ -1,0 +1,88 @@
+"""commit: one key in a transaction of its own, on stable storage before the call returns.
+
+One thread is the latency of a durable commit. Several threads show group commit: committers that wait for the disk at
+the same time can share a sync. Weaker durabilities show what is left when nobody waits for the disk.
+"""
+
+from __future__ import annotations
+
+from .measure import OURS, Result, Run, in_threads, random_rows, take_turns
+from .peers import opened
+
+THREADS = (1, 4, 16)
+
+
+def run(run: Run) -> Result:
+    """Measure."""
+    rows = run.size(100_000, quick=2_000)
+    commits = run.size(2_000, quick=30)
+    grouped = run.size(800, quick=32)
+    rounds = run.size(5, quick=2)
+    result = Result(
+        "commit",
+        f"durable commit of one key into a table of {rows:,} rows",
+        {"rows": rows, "key bytes": 24, "value bytes": 150, "commits": commits, "commits a round in threads": grouped},
+    )
+    random = run.random()
+    content = random_rows(random, rows)
+    one = "one thread"
+    with opened(run.folder("sync")) as peers:
+        run.progress(f"loading {rows:,} rows into {', '.join(peers)}")
+        for peer in peers.values():
+            peer.load(content)
+        run.progress("one thread")
+        warm_up = commits // 20
+        changes = random_rows(random, commits + warm_up)
+        result.add(
+            one, take_turns({n: lambda row, p=p: p.put(*row) for n, p in peers.items()}, changes, warm_up=warm_up)
+        )
+        for count in THREADS:
+            run.progress(f"{count} threads")
+            rates: dict[str, list[float]] = {name: [] for name in peers}
+            times: dict[str, list[int]] = {name: [] for name in peers}
+            order = list(peers)
+            for _ in range(rounds):
+                changes = random_rows(random, grouped)
+                for name in order:
+                    put = peers[name].put
+                    rate, found = in_threads(
+                        count, grouped // count, lambda number, put=put, rows=changes: put(*rows[number])
+                    )
+                    rates[name].append(rate)
+                    times[name] += found
+                order.append(order.pop(0))
+            result.add_numbers(_rate(count), rates, "/s")
+            result.add(f"{count} thread{'s' * (count > 1)}, one commit", times)
+    for durability in ("os", "none"):
+        run.progress(f"durability {durability!r}")
+        _weaker(run, result, durability, content)
+    result.aim("one thread, Limpet's median over LMDB's", result.ratio(one, "lmdb"), 1.0, "x")
+    result.aim("one thread, Limpet's median over SQLite's", result.ratio(one, "sqlite3"), 1.0, "x")
+    several = result.ratio(_rate(THREADS[-1]), "sqlite3")
+    result.aim(f"{THREADS[-1]} threads, Limpet's commits a second over SQLite's", several, 1.0, "x", at_least=True)
+    result.notes += [
+        "Every commit inserts a new random key. SQLite copies its log into the database now and then, inside a commit; "
+        "that is part of its p99 and max.",
+        "SQLite's threads have a connection each and queue at a lock of the process, which is faster than its own "
+        "busy handler. LMDB queues writers itself. Neither shares a sync among committers.",
+        "Durability os: SQLite with synchronous=NORMAL, LMDB with sync=False, which unlike the other two may leave a "
+        "damaged file after a power cut. none: only Limpet keeps commits in memory until the next stronger one.",
+    ]
+    return result
+
+
+def _rate(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}, commits a second"
+
+
+def _weaker(run: Run, result: Result, durability: str, content: list[tuple[bytes, bytes]]) -> None:
+    commits = run.size(3_000, quick=50)
+    changes = random_rows(run.random(), commits)
+    only = {OURS} if durability == "none" else None
+    with opened(run.folder(durability), only=only, durability=durability) as peers:
+        for peer in peers.values():
+            peer.load(content)
+        result.add(
+            f"durability {durability}, one thread",
+            take_turns({n: lambda row, p=p: p.put(*row) for n, p in peers.items()}, changes, batch=10),
+        )

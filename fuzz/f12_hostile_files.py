@@ -1,0 +1,352 @@
+"""Any bytes opened as a database either work or raise FormatError or CorruptError, soon, and in little memory.
+
+F12: files of other formats, garbage, zeros, an empty file, a newer version, absurd headers; and files of ours whose
+pages were changed with a plan and sealed again, so that the parsers behind the checksum meet what no accident makes:
+counts and lengths that lie, offsets that overlap, references to the page itself, to its parent, out of the file, to
+another tree. A page is forged to keep its checksum where a cycle needs that.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import struct
+import tempfile
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import limpet
+from limpet import CorruptError, FormatError
+from limpet.checksum import checksum_function
+from limpet.format import HEADER, HEADER_SIZE, META_PGNOS, META_SIZE, PAGE_HEADER_SIZE, decode_header
+
+from .damage import Sample, pack, sample, unpack
+from .harness import Budget, Case, FaultClass, no_hang, told_as
+from .oracle import Wrong
+
+LONGEST_MEMORY = 64 << 20  # bytes
+_EXPECTED = (CorruptError, FormatError)
+
+
+def run(budget: Budget) -> None:
+    """Foreign files first, then changed ones for as long as there is time."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hostile.limpet"
+        for name, data in foreign_files(Path(folder)):
+            with told_as({"file": pack(data[:65536]), "name": name}):
+                attack(path, data, must_refuse=True)
+                budget.count("foreign")
+        while budget.more():
+            seed = budget.rng.randrange(1 << 30)
+            whole = _whole(seed)
+            for index in range(64):
+                if not budget.more():
+                    return
+                with told_as({"seed": seed, "index": index}):
+                    budget.count(attack(path, mutate(whole, random.Random(seed + index))))
+
+
+def _whole(seed: int) -> Sample:
+    rng = random.Random(seed)
+    return sample(rng, page_size=rng.choice((512, 512, 1024)), commits=rng.choice((2, 5, 12)), clean=bool(seed & 1))
+
+
+def attack(path: Path, data: bytes, *, must_refuse: bool = False) -> str:
+    """Open the bytes as a database and do everything with it; returns what came of it."""
+    path.write_bytes(data)
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    outcome = "works"
+    try:
+        with no_hang(20.0):  # under tracemalloc everything takes several times as long
+            try:
+                db = limpet.open(path, create=False, cache_size=1 << 16, lock_timeout=0)
+            except _EXPECTED:
+                return "refused"
+            if must_refuse:
+                raise Wrong("a file of another kind was opened")
+            try:
+                outcome = _use(db)
+            finally:
+                try:
+                    db.close()
+                except _EXPECTED:
+                    outcome = "refused"
+    finally:
+        peak = tracemalloc.get_traced_memory()[1] - before
+        if not tracing:
+            tracemalloc.stop()
+        if peak > LONGEST_MEMORY:
+            raise Wrong(f"a file of {len(data)} bytes made the engine take {peak >> 20} MiB")
+    return outcome
+
+
+def _use(db: limpet.Database) -> str:
+    """Read everything, check, write, delete, drop, compact; each may be refused, none may break."""
+    outcome = "works"
+    with db.read() as reader:
+        names = reader.tables()
+        for name in names:
+            for backwards in (False, True):
+                try:
+                    for count, _ in enumerate(reader.table(name).range(reverse=backwards)):
+                        if count > 100_000:
+                            raise Wrong("a scan of a small file does not end")
+                except _EXPECTED:
+                    outcome = "refused"
+    db.check()
+    for action in ("put", "delete", "drop", "compact"):
+        try:
+            if action == "compact":
+                db.compact()
+                continue
+            with db.write() as transaction:
+                for name in transaction.tables():
+                    table = transaction.table(name)
+                    if action == "put":
+                        table[b"key-000003"] = b"x" * 300
+                    elif action == "delete":
+                        table.delete_range(b"key-000001", b"key-000005")
+                    else:
+                        transaction.drop(name)
+        except _EXPECTED:
+            outcome = "refused"
+    return outcome
+
+
+# -- files that are not ours ---------------------------------------------------------------------
+
+
+def foreign_files(folder: Path) -> list[tuple[str, bytes]]:
+    """(name, bytes) of files that have to be refused."""
+    rng = random.Random(1)
+    database = folder / "other.sqlite"
+    connection = sqlite3.connect(database)
+    connection.execute("create table t (a, b)")
+    connection.commit()
+    connection.close()
+    good = sample(random.Random(2)).image
+    head = list(HEADER.unpack(good[:HEADER_SIZE]))
+    files = [
+        ("empty", b""),
+        ("zeros", bytes(8192)),
+        ("garbage", rng.randbytes(8192)),
+        ("sqlite", database.read_bytes()),
+        ("zip", b"PK\x03\x04" + rng.randbytes(4096)),
+        ("lmdb", bytes(16) + b"\xde\xc0\xef\xbe" + bytes(8172)),
+        ("text", b"hello\r\n" * 1000),
+        ("newline conversion", good.replace(b"\r\n", b"\n")),
+        ("big endian", b"".join(good[at : at + 4][::-1] for at in range(0, len(good), 4))),
+    ]
+    files += [(f"magic and {size} bytes", good[:size]) for size in range(8, HEADER_SIZE)]
+    for field, value in (
+        (1, 2),
+        (1, 0),
+        (1, 0xFFFFFFFF),
+        (2, 0),
+        (2, 500),
+        (2, 256),
+        (2, 1 << 20),
+        (2, 65536),
+        (3, 0),
+        (3, 77),
+        (4, 1),
+        (4, 1 << 31),
+    ):
+        changed = [*head[:field], value, *head[field + 1 :]]
+        body = HEADER.pack(*changed)[:-4]
+        files.append((f"header field {field} = {value}", body + struct.pack("<I", zlib.crc32(body)) + good[HEADER_SIZE:]))
+    return files
+
+
+# -- files that are, nearly ----------------------------------------------------------------------
+
+_NASTY = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+
+
+def mutate(whole: Sample, rng: random.Random) -> bytes:
+    """A file with some changes, all checksums right again."""
+    sealer = Sealer(whole.image)
+    count = len(whole.image) // sealer.page_size
+    needed = sorted(whole.needed())
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        if rng.random() < 0.15 or not needed:
+            _mutate_meta(sealer, rng, count)
+        else:
+            _mutate_page(sealer, rng.choice(needed), rng, count)
+    return sealer.sealed()
+
+
+def _mutate_page(sealer: Sealer, pgno: int, rng: random.Random, count: int) -> None:
+    page = sealer.page(pgno)
+    size = len(page)
+    way = rng.randrange(8)
+    if way == 0:  # kind, level, count
+        struct.pack_into("<BBH", page, 4, rng.choice((page[4], 1, 2, 3, 4, 9)), *_level_and_count(page, rng))
+    elif way == 1:  # an end, an index, a length
+        at = rng.randrange(PAGE_HEADER_SIZE, min(size, PAGE_HEADER_SIZE + 80), 2)
+        struct.pack_into("<H", page, at, rng.choice((*_NASTY[:15], size, size + 1, rng.randrange(65536))) & 0xFFFF)
+    elif way == 2:  # a reference: page number anywhere, with the right checksum if there is such a page
+        at = rng.randrange(PAGE_HEADER_SIZE, size - 8)
+        sealer.refer(pgno, at, rng.choice((pgno, 0, 1, 2, 3, count, count + 7, 0xFFFFFFFF, rng.randrange(count))))
+    elif way == 3:  # one of the references that are there leads somewhere else
+        places = sealer.references(pgno)
+        if places:
+            sealer.refer(pgno, rng.choice(places), rng.choice((pgno, rng.randrange(4, count), rng.randrange(count))))
+    elif way == 4:  # other owner, number, stamp
+        struct.pack_into("<I", page, rng.choice((8, 12, 16, 20)), rng.choice(_NASTY))
+    elif way == 5:  # a length of an overflow record, wherever it is
+        at = rng.randrange(PAGE_HEADER_SIZE, size - 4)
+        struct.pack_into("<I", page, at, rng.choice(_NASTY))
+    elif way == 6:
+        for _ in range(rng.randint(1, 12)):
+            page[rng.randrange(4, size)] = rng.randrange(256)
+    else:  # the content of another page, told to be this one
+        other = sealer.page(rng.randrange(4, count))
+        page[4:] = other[4:]
+        struct.pack_into("<I", page, 8, pgno)
+    sealer.dirty.add(pgno)
+
+
+def _level_and_count(page: bytearray, rng: random.Random) -> tuple[int, int]:
+    level, count = page[5], int.from_bytes(page[6:8], "little")
+    return rng.choice((level, level + 1 & 255, 0, 1, 40, 41, 255)), rng.choice((count, 0, 1, count + 1 & 0xFFFF, 0xFFFF))
+
+
+def _mutate_meta(sealer: Sealer, rng: random.Random, count: int) -> None:
+    slot = rng.choice(META_PGNOS)
+    meta = sealer.page(slot)
+    at, form = rng.choice(((4, "<I"), (8, "<Q"), (16, "<Q"), (24, "<Q"), (32, "<Q"), (40, "<Q"), (48, "<Q"), (56, "<I"),
+                           (60, "<I"), (72, "<I")))  # fmt: skip
+    (value,) = struct.unpack_from(form, meta, at)
+    limit = (1 << 8 * struct.calcsize(form)) - 1
+    new = rng.choice((0, 1, value + 1, value - 1, value * 2, count, count + 1, limit, 1 << 32, 1 << 47, 1 << 63))
+    struct.pack_into(form, meta, at, new & limit)
+    sealer.dirty_metas.add(slot)
+
+
+class Sealer:
+    """A file that can be changed: checksums, and the references that carry them, are put right at the end."""
+
+    def __init__(self, image: bytes) -> None:
+        header = decode_header(image[:HEADER_SIZE], "image")
+        self.page_size = header.page_size
+        self._checksum = checksum_function(header.checksum_kind)
+        self._seed = self._checksum(header.file_id, 0)
+        self._pages = [bytearray(image[at : at + self.page_size]) for at in range(0, len(image), self.page_size)]
+        self.dirty: set[int] = set()
+        self.dirty_metas: set[int] = set()
+        self._aimed: dict[tuple[int, int], int] = {}  # (page, offset) -> the page it is made to refer to
+
+    def page(self, pgno: int) -> bytearray:
+        """A page, to be changed in place."""
+        return self._pages[pgno % len(self._pages)]
+
+    def refer(self, pgno: int, at: int, target: int) -> None:
+        """Put a reference to `target` into a page."""
+        self._aimed[pgno, at] = target
+        value = self._sum_of(target) if target < len(self._pages) else 0
+        struct.pack_into("<Q", self.page(pgno), at, target | value << 32)
+
+    def references(self, pgno: int) -> list[int]:
+        """Offsets in a page of what are references to pages of the file, by their checksums."""
+        page = self.page(pgno)
+        found = []
+        for at in range(PAGE_HEADER_SIZE, len(page) - 7):
+            target, value = struct.unpack_from("<II", page, at)
+            if 4 <= target < len(self._pages) and int.from_bytes(self._pages[target][:4], "little") == value:
+                found.append(at)
+        return found
+
+    def sealed(self) -> bytes:
+        """The file, with the checksums of all changed pages right, and of those that refer to them, up to the metas."""
+        parents = self._parents()
+        waiting, rounds = set(self.dirty), 0
+        while waiting and rounds < 64:  # a reference to an ancestor has no end
+            rounds += 1
+            pgno = waiting.pop()
+            if not 4 <= pgno < len(self._pages):
+                continue
+            old = bytes(self._pages[pgno][:4])
+            self._seal(pgno)
+            if bytes(self._pages[pgno][:4]) == old and rounds > 1:
+                continue
+            for parent, at in parents.get(pgno, ()):
+                self._pages[parent][at + 4 : at + 8] = self._pages[pgno][:4]
+                if parent in META_PGNOS:
+                    self.dirty_metas.add(parent)
+                else:
+                    waiting.add(parent)
+        for (pgno, _), target in self._aimed.items():
+            if target == pgno:
+                self._close_cycle(pgno)
+        for slot in self.dirty_metas:
+            meta = self._pages[slot]
+            meta[:4] = struct.pack("<I", self._checksum(bytes(meta[4:META_SIZE]), self._seed))
+        return b"".join(self._pages)
+
+    def _parents(self) -> dict[int, list[tuple[int, int]]]:
+        sums = {bytes(page[:4]): pgno for pgno, page in enumerate(self._pages) if pgno >= 4}
+        parents: dict[int, list[tuple[int, int]]] = {}
+        for pgno, page in enumerate(self._pages):
+            for at in (24, 32) if pgno in META_PGNOS else range(PAGE_HEADER_SIZE, len(page) - 7) if pgno >= 4 else ():
+                target = sums.get(bytes(page[at + 4 : at + 8]))
+                if target is not None and int.from_bytes(page[at : at + 4], "little") == target:
+                    parents.setdefault(target, []).append((pgno, at))
+        return parents
+
+    def _seal(self, pgno: int) -> None:
+        self._pages[pgno][:4] = struct.pack("<I", self._sum_of(pgno))
+
+    def _sum_of(self, pgno: int) -> int:
+        return self._checksum(bytes(self._pages[pgno][4:]), self._seed)
+
+    def _close_cycle(self, pgno: int) -> None:
+        """Make a page that refers to itself carry the checksum that its reference names: four free bytes are enough."""
+        page = self._pages[pgno]
+        wanted = int.from_bytes(page[:4], "little")
+        at = self.page_size - 4  # the end of a page is padding, or the end of its last value
+        body = bytearray(page[4:])
+        body[at - 4 : at] = bytes(4)
+        base = self._checksum(bytes(body), self._seed)
+        columns = []
+        for bit in range(32):
+            struct.pack_into("<I", body, at - 4, 1 << bit)
+            columns.append(self._checksum(bytes(body), self._seed) ^ base)
+        solution = solve(columns, base ^ wanted)
+        if solution is not None:
+            struct.pack_into("<I", page, at, solution)
+
+
+def solve(columns: list[int], target: int) -> int | None:
+    """Which columns, added bit by bit, give the target: a checksum is linear in the bits of its data."""
+    basis: list[tuple[int, int]] = []
+    for index, column in enumerate(columns):
+        used = 1 << index
+        for value, parts in basis:
+            if column ^ value < column:
+                column, used = column ^ value, used ^ parts
+        if column:
+            basis.append((column, used))
+            basis.sort(reverse=True)
+    chosen = 0
+    for value, parts in basis:
+        if target ^ value < target:
+            target, chosen = target ^ value, chosen ^ parts
+    return None if target else chosen
+
+
+def _replay(case: Case) -> None:
+    with tempfile.TemporaryDirectory() as folder, told_as(case):
+        path = Path(folder) / "hostile.limpet"
+        if "file" in case:
+            attack(path, unpack(case["file"]), must_refuse="name" in case)
+        else:
+            attack(path, mutate(_whole(case["seed"]), random.Random(case["seed"] + case["index"])))
+
+
+CLASS = FaultClass("F12", "hostile files, checksums sealed again", run, _replay)

@@ -1,0 +1,332 @@
+"""The database over a disk that refuses: no space, failed syncs, failed metas, slow syncs. And what it writes when."""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import limpet
+from limpet.database import open_on
+from limpet.file import File, OSFile, OSFileSystem
+from limpet.format import META_SIZE
+
+NUMBERS = limpet.Table("numbers", key=limpet.INT, value=limpet.BYTES)
+
+
+class Plan:
+    """What is to fail, and what was called.
+
+    failing   name of a call -> how often it works before it fails for good
+    calls     the names, in order; a write to a meta is "meta"
+    """
+
+    def __init__(self) -> None:
+        self.failing: dict[str, int] = {}
+        self.error = errno.EIO
+        self.calls: list[str] = []
+        self.sync_s = 0.0
+
+    def call(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.failing:
+            if self.failing[name] == 0:
+                raise OSError(self.error, os.strerror(self.error), "the file")
+            self.failing[name] -= 1
+
+
+class StubbornFile(OSFile):
+    """A real file whose calls fail as planned."""
+
+    plan: Plan
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.plan.call("meta" if len(data) == META_SIZE else "write")
+        super().write(offset, data)
+
+    def grow(self, size: int) -> None:
+        self.plan.call("grow")
+        super().grow(size)
+
+    def sync(self) -> None:
+        self.plan.call("sync")
+        time.sleep(self.plan.sync_s)
+        super().sync()
+
+    def sync_all(self) -> None:
+        self.plan.call("sync")
+        time.sleep(self.plan.sync_s)
+        super().sync_all()
+
+
+class StubbornFileSystem(OSFileSystem):
+    """Gives out StubbornFiles."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def open(self, path: str, *, writable: bool) -> File:
+        return self._stubborn(super().open(path, writable=writable))
+
+    def create(self, path: str) -> File:
+        return self._stubborn(super().create(path))
+
+    def _stubborn(self, file: File) -> File:
+        assert isinstance(file, OSFile)
+        file.__class__ = StubbornFile
+        assert isinstance(file, StubbornFile)
+        file.plan = self.plan
+        return file
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan()
+
+
+@pytest.fixture
+def db(plan: Plan, db_path: Path) -> Iterator[limpet.Database]:
+    """A database on a stubborn disk, with one row. Afterwards the file is opened as usual and checked."""
+    db = open_on(StubbornFileSystem(plan), str(db_path), page_size=512, lock_timeout=1)
+    with db.write() as txn:
+        txn[NUMBERS][0] = b"first"
+    plan.calls.clear()
+    try:
+        yield db
+    finally:
+        plan.failing.clear()
+        db.close()
+    with limpet.open(db_path) as again:
+        report = again.check()
+        assert report.ok, report.errors
+
+
+def commit(db: limpet.Database, number: int, *, size: int = 5, durability: str | None = None) -> None:
+    with db.write(durability=durability) as txn:
+        txn[NUMBERS][number] = bytes(size)
+
+
+def rows(db: limpet.Database) -> list[int]:
+    with db.read() as txn:
+        return list(txn[NUMBERS])
+
+
+# -- the order of things -------------------------------------------------------------------------
+
+
+def test_a_durable_commit_writes_pages_syncs_writes_the_meta_and_syncs(db: limpet.Database, plan: Plan) -> None:
+    commit(db, 1)
+    assert [call for call in plan.calls if call != "grow"] == ["write", "sync", "meta", "sync"]
+
+
+def test_an_os_commit_writes_pages_and_meta_and_syncs_nothing(db: limpet.Database, plan: Plan) -> None:
+    commit(db, 1, durability="os")
+    assert [call for call in plan.calls if call != "grow"] == ["write", "meta"]
+
+
+def test_a_none_commit_touches_the_file_not_at_all_and_flush_writes_it(db: limpet.Database, plan: Plan) -> None:
+    for number in range(1, 6):
+        commit(db, number, durability="none")
+    assert [call for call in plan.calls if call != "grow"] == []
+    assert rows(db) == list(range(6))
+    db.flush()
+    assert [call for call in plan.calls if call != "grow"] == ["write", "sync", "meta", "sync"]
+
+
+def test_reading_writes_nothing(db: limpet.Database, plan: Plan) -> None:
+    assert rows(db) == [0]
+    assert db.check().ok
+    db.stats()
+    with db.write():
+        pass
+    assert plan.calls == []
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["grow", "write"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_failed_write_of_new_pages_aborts_that_transaction_only(
+    db: limpet.Database, plan: Plan, call: str, error: int
+) -> None:
+    with db.read() as reader:
+        for turn in range(3):
+            plan.failing, plan.error = {call: 0}, error
+            with pytest.raises(OSError) as caught:
+                commit(db, 1 + turn, size=200_000)
+            assert caught.value.errno == error
+            assert caught.value.filename
+            plan.failing.clear()
+            assert rows(db) == [0]
+        assert list(reader[NUMBERS]) == [0]
+    commit(db, 10, size=200_000)
+    assert rows(db) == [0, 10]
+    sizes = db.stats()
+    assert sizes.live_size < 210_000 + 10 * 512  # nothing of the failed ones is held on to
+
+
+def test_a_failed_write_of_a_none_commits_flush_keeps_what_readers_have_seen(db: limpet.Database, plan: Plan) -> None:
+    commit(db, 1, durability="none")
+    commit(db, 2, durability="none")
+    plan.failing = {"write": 0}
+    with pytest.raises(OSError):
+        commit(db, 3)
+    assert rows(db) == [0, 1, 2]  # the two were visible, so they stay; the third was not
+    with pytest.raises(OSError):
+        db.flush()
+    assert rows(db) == [0, 1, 2]
+    plan.failing.clear()
+    commit(db, 4)
+    assert rows(db) == [0, 1, 2, 4]
+    db.close()
+    with limpet.open(db.path) as again:
+        assert rows(again) == [0, 1, 2, 4]
+
+
+def test_space_that_ran_out_in_the_middle_of_a_large_transaction_aborts_it(plan: Plan, db_path: Path) -> None:
+    with open_on(StubbornFileSystem(plan), str(db_path), cache_size=0) as db:
+        plan.failing, plan.error = {"write": 3}, errno.ENOSPC
+        with pytest.raises(OSError) as caught, db.write() as txn:
+            for number in range(100_000):  # applied early and written as it grows
+                txn[NUMBERS][number] = bytes(100)
+        assert caught.value.errno == errno.ENOSPC
+        plan.failing.clear()
+        assert db.tables() == []
+        commit(db, 1)
+    with limpet.open(db_path) as db:
+        assert rows(db) == [1]
+        assert db.check().ok
+
+
+@pytest.mark.parametrize(("call", "good"), [("sync", 0), ("sync", 1), ("meta", 0)])
+def test_a_failed_sync_or_meta_poisons_the_handle_and_loses_nothing_acknowledged(
+    db: limpet.Database, plan: Plan, call: str, good: int
+) -> None:
+    commit(db, 1)
+    reader = db.read()
+    plan.failing = {call: good}
+    with pytest.raises(OSError):
+        commit(db, 2)
+    plan.failing.clear()  # the disk works again, and the handle does not believe it
+    uses: list[Callable[[], object]] = [db.read, db.write, db.tables, db.flush, db.stats, db.check, db.compact]
+    for use in uses:
+        with pytest.raises(limpet.PoisonedError, match="open it again"):
+            use()
+    plan.calls.clear()
+    reader.close()
+    db.close()
+    assert plan.calls == []  # not even close wrote anything
+    with pytest.raises(limpet.LimpetError):
+        db.read()
+    with limpet.open(db.path) as again:
+        assert rows(again) in ([0, 1], [0, 1, 2])  # the third was never acknowledged: either is right
+        commit(again, 3)
+        assert rows(again)[-1] == 3
+
+
+def test_a_poisoned_database_fails_all_who_wait_for_the_same_flush(db: limpet.Database, plan: Plan) -> None:
+    plan.failing, plan.sync_s = {"sync": 0}, 0.02
+    outcomes: list[type[BaseException] | None] = []
+
+    def work(number: int) -> None:
+        try:
+            commit(db, number)
+            outcomes.append(None)
+        except (OSError, limpet.PoisonedError) as error:
+            outcomes.append(type(error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(outcomes) == 5
+    assert None not in outcomes
+    assert limpet.PoisonedError in outcomes
+
+
+def test_a_failed_close_releases_the_file_all_the_same(plan: Plan, db_path: Path) -> None:
+    db = open_on(StubbornFileSystem(plan), str(db_path))
+    commit(db, 1)
+    commit(db, 2, durability="none")
+    plan.failing = {"write": 0}
+    with pytest.raises(OSError):
+        db.close()
+    db.close()
+    with pytest.raises(limpet.ClosedError):
+        db.read()
+    with limpet.open(db_path, lock_timeout=0) as again:
+        assert rows(again) == [1]
+
+
+def test_a_file_that_cannot_be_created_leaves_nothing_behind(plan: Plan, db_path: Path) -> None:
+    for call in ("grow", "write", "sync"):
+        plan.failing = {call: 0}
+        with pytest.raises(OSError):
+            open_on(StubbornFileSystem(plan), str(db_path))
+        assert os.listdir(db_path.parent) == []
+
+
+# -- group commit --------------------------------------------------------------------------------
+
+
+def test_committers_who_wait_for_a_slow_disk_share_its_syncs(db: limpet.Database, plan: Plan) -> None:
+    plan.sync_s = 0.005
+    threads, each = 12, 5
+    errors: list[BaseException] = []
+    start = threading.Barrier(threads)
+    before = db.stats()
+
+    def work(who: int) -> None:
+        try:
+            start.wait(20)
+            for number in range(each):
+                commit(db, 1 + who * 100 + number)
+        except BaseException as error:  # noqa: BLE001 handed over to the test's thread
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(who,)) for who in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert not errors
+    after = db.stats()
+    assert after.commits - before.commits == threads * each
+    assert after.syncs - before.syncs < threads * each / 2
+    assert after.durable_txid == after.txid
+    assert len(rows(db)) == 1 + threads * each
+
+
+def test_a_reader_does_not_see_a_commit_before_it_is_durable(db: limpet.Database, plan: Plan) -> None:
+    plan.sync_s = 0.05
+    thread = threading.Thread(target=commit, args=(db, 1))
+    thread.start()
+    seen = []
+    while thread.is_alive():
+        seen.append((db.stats().durable_txid, rows(db)))
+        time.sleep(0.002)
+    thread.join()
+    durable = db.stats().durable_txid
+    assert seen
+    assert all((1 in found) <= (txid == durable) for txid, found in seen)
+    assert [0] in [found for _, found in seen]
+    assert rows(db) == [0, 1]
+
+
+def test_a_writer_can_begin_while_an_earlier_commit_is_still_being_synced(db: limpet.Database, plan: Plan) -> None:
+    plan.sync_s = 0.05
+    thread = threading.Thread(target=commit, args=(db, 1))
+    thread.start()
+    while "write" not in plan.calls:
+        time.sleep(0.001)
+    with db.write(durability="none") as txn:  # sees what is not published yet
+        assert list(txn[NUMBERS]) == [0, 1]
+        assert thread.is_alive()
+        txn.abort()
+    thread.join(20)
+    assert rows(db) == [0, 1]
