@@ -24,11 +24,15 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"workloads; all by default: {', '.join(WORKLOADS)}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
-    parser.add_argument("--full", action="store_true", help="the sizes of the specification, where usual ones are smaller")
+    parser.add_argument(
+        "--full", action="store_true", help="the sizes of the specification, where usual ones are smaller"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, one document a line, instead of tables")
     parser.add_argument("--seed", type=int, default=20260101, metavar="N")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where to put the files; on the disk to be measured")
-    parser.add_argument("--results", type=Path, metavar="DIR", help=f"where to keep results ({RESULTS.name}/ of this package)")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help=f"where to keep results ({RESULTS.name}/ of this package)"
+    )
     arguments = parser.parse_args()
     names: list[str] = arguments.names or list(WORKLOADS)
     unknown = [name for name in names if name not in WORKLOADS]
@@ -39,11 +43,14 @@ def main() -> int:
     mode = "quick" if arguments.quick else "full" if arguments.full else "usual sizes"
     # A quick run must not replace results that mean something.
     results: Path | None = arguments.results or (None if arguments.quick else RESULTS)
+    done: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="limpet-bench-", dir=arguments.dir or _real_disk()) as temporary:
         directory = Path(temporary)
         machine = report.machine(directory)
         if machine["file_system"] in IN_MEMORY:
-            report.warn(f"{machine['file_system']} keeps files in memory: durable commits cost nothing there; use --dir")
+            report.warn(
+                f"{machine['file_system']} keeps files in memory: durable commits cost nothing there; use --dir"
+            )
         for number, name in enumerate(names, 1):
             report.warn(f"[{number}/{len(names)}] {name}")
             run = Run(arguments.quick, arguments.full, arguments.seed, directory / name)
@@ -56,6 +63,10 @@ def main() -> int:
                 print(text, flush=True)
             if results is not None:
                 report.save(results, result, text, machine, seed=run.seed, mode=mode)
+            done.append(result)
+    for result in done:
+        for target in result.targets:
+            report.warn(f"{result.workload + ':':10}{report.verdict(target)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from .measure import Result, Run, random_rows, timed
 from .peers import LMDB, Row, opened
@@ -33,25 +34,27 @@ def run(run: Run) -> Result:
                 loads = [(name, peer.load) for name, peer in peers.items()]
                 loads = loads[number % len(loads) :] + loads[: number % len(loads)]
                 for name, load in loads:
-                    times.setdefault(name, []).append(timed(lambda load=load, rows=content: load(rows)))
+                    times.setdefault(name, []).append(timed(partial(load, content)))
             for name, peer in peers.items():
                 sizes.setdefault(name, []).append(peer.file_size() / 1e6)
             if "lmdb" in peers:
                 with opened(run.folder(order), only={"lmdb"}) as again:
                     lmdb = again["lmdb"]
                     assert isinstance(lmdb, LMDB)
-                    times.setdefault(ONE_BY_ONE, []).append(
-                        timed(lambda lmdb=lmdb, rows=content: lmdb.load_one_by_one(rows))
-                    )
+                    times.setdefault(ONE_BY_ONE, []).append(timed(partial(lmdb.load_one_by_one, content)))
         result.add(f"{order} keys", times, "ms")
         result.add_numbers(f"{order} keys, size of the file", sizes, "MB")
-    result.aim("random keys, Limpet's median over LMDB's", result.ratio("random keys", "lmdb"), 2.0, "x")
+    faster = max((found for peer in ("lmdb", ONE_BY_ONE) if (found := result.ratio("random keys", peer))), default=None)
+    result.aim("random keys, Limpet's median over LMDB's faster one", faster, 2.0, "x")
     result.aim(
-        "random keys, size of Limpet's file over LMDB's", result.ratio("random keys, size of the file", "lmdb"), 1.0, "x"
+        "random keys, size of Limpet's file over LMDB's",
+        result.ratio("random keys, size of the file", "lmdb"),
+        1.0,
+        "x",
     )
-    result.notes += [
+    result.note(
         "The time includes the sync at the end. lmdb loads with putmulti, a loop in C; 'lmdb put' is a Python loop, as "
-        "Limpet's is. sqlite3 loads with executemany.",
-        f"The rows alone are {rows * 174 / 1e6:.1f} MB. Files are measured after closing.",
-    ]
+        "Limpet's is. sqlite3 loads with executemany."
+    )
+    result.note(f"The rows alone are {rows * 174 / 1e6:.1f} MB. Files are measured after closing.")
     return result

@@ -6,9 +6,16 @@ the same time can share a sync. Weaker durabilities show what is left when nobod
 
 from __future__ import annotations
 
-from .measure import OURS, Result, Run, in_threads, random_rows, take_turns
-from .peers import opened
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
+from .measure import OURS, Result, Run, in_threads, random_rows, take_turns
+from .peers import Peer, Row, opened
+
+DISK = "disk alone"
 THREADS = (1, 4, 16)
 
 
@@ -33,9 +40,12 @@ def run(run: Run) -> Result:
         run.progress("one thread")
         warm_up = commits // 20
         changes = random_rows(random, commits + warm_up)
+        with _block(run.folder("disk") / "block") as write_block:
+            samples = take_turns({**_puts(peers), DISK: write_block}, changes, warm_up=warm_up)
         result.add(
-            one, take_turns({n: lambda row, p=p: p.put(*row) for n, p in peers.items()}, changes, warm_up=warm_up)
+            "one 4 KiB block, overwritten, and fdatasync: the least that a commit can take", {DISK: samples.pop(DISK)}
         )
+        result.add(one, samples)
         for count in THREADS:
             run.progress(f"{count} threads")
             rates: dict[str, list[float]] = {name: [] for name in peers}
@@ -44,9 +54,12 @@ def run(run: Run) -> Result:
             for _ in range(rounds):
                 changes = random_rows(random, grouped)
                 for name in order:
-                    put = peers[name].put
+                    peer = peers[name]
                     rate, found = in_threads(
-                        count, grouped // count, lambda number, put=put, rows=changes: put(*rows[number])
+                        count,
+                        grouped // count,
+                        partial(_put_one, peer, changes),
+                        around=peer.thread,
                     )
                     rates[name].append(rate)
                     times[name] += found
@@ -60,14 +73,18 @@ def run(run: Run) -> Result:
     result.aim("one thread, Limpet's median over SQLite's", result.ratio(one, "sqlite3"), 1.0, "x")
     several = result.ratio(_rate(THREADS[-1]), "sqlite3")
     result.aim(f"{THREADS[-1]} threads, Limpet's commits a second over SQLite's", several, 1.0, "x", at_least=True)
-    result.notes += [
+    result.note(
         "Every commit inserts a new random key. SQLite copies its log into the database now and then, inside a commit; "
-        "that is part of its p99 and max.",
+        "that is part of its p99 and max."
+    )
+    result.note(
         "SQLite's threads have a connection each and queue at a lock of the process, which is faster than its own "
-        "busy handler. LMDB queues writers itself. Neither shares a sync among committers.",
+        "busy handler. LMDB queues writers itself. Neither shares a sync among committers."
+    )
+    result.note(
         "Durability os: SQLite with synchronous=NORMAL, LMDB with sync=False, which unlike the other two may leave a "
-        "damaged file after a power cut. none: only Limpet keeps commits in memory until the next stronger one.",
-    ]
+        "damaged file after a power cut. none: only Limpet keeps commits in memory until the next stronger one."
+    )
     return result
 
 
@@ -84,5 +101,35 @@ def _weaker(run: Run, result: Result, durability: str, content: list[tuple[bytes
             peer.load(content)
         result.add(
             f"durability {durability}, one thread",
-            take_turns({n: lambda row, p=p: p.put(*row) for n, p in peers.items()}, changes, batch=10),
+            take_turns(_puts(peers), changes, batch=10),
         )
+
+
+def _puts(peers: Mapping[str, Peer]) -> dict[str, Callable[[Row], None]]:
+    def put_of(peer: Peer) -> Callable[[Row], None]:
+        put = peer.put
+        return lambda row: put(*row)
+
+    return {name: put_of(peer) for name, peer in peers.items()}
+
+
+def _put_one(peer: Peer, rows: Sequence[Row], number: int) -> None:
+    peer.put(*rows[number])
+
+
+@contextlib.contextmanager
+def _block(path: Path) -> Iterator[Callable[[Row], None]]:
+    """A function that writes the same block again and syncs it."""
+    sync = getattr(os, "fdatasync", os.fsync)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def write(row: Row) -> None:
+        os.pwrite(file, row[1].ljust(4096, b"\0"), 0)
+        sync(file)
+
+    try:
+        write((b"", b""))
+        os.fsync(file)
+        yield write
+    finally:
+        os.close(file)

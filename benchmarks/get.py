@@ -26,7 +26,11 @@ def run(run: Run) -> Result:
     content = random_rows(random, rows)
     keys = [content[random.randrange(rows)][0] for _ in range(gets + warm_up)]
     absent = [random.randbytes(24) for _ in range(gets // 4)]
-    own, one, missing = "each in its own transaction", "all in one transaction", "a key that is not there, own transaction"
+    own, one, missing = (
+        "each in its own transaction",
+        "all in one transaction",
+        "a key that is not there, own transaction",
+    )
     with opened(run.folder("get"), cache_size=cache_size) as peers:
         run.progress(f"loading {rows:,} rows into {', '.join(peers)}")
         for peer in peers.values():
@@ -49,9 +53,11 @@ def run(run: Run) -> Result:
         ratio = result.ratio(own, peer_name)
         faster = None if ratio is None else 1 / ratio
         result.aim(f"own transaction, times as fast as SQLite with {text}", faster, 3.0, "x", at_least=True)
-    result.notes += [
-        "SQLite is shown twice: a SELECT without BEGIN is the cheapest transaction it has; BEGIN, SELECT, COMMIT is what "
-        "the other two do, a transaction that could read more than one thing.",
-        "The loop and the clock take about 0.1 us of every number, which makes ratios a little smaller than they are.",
-    ]
+    result.note(
+        "SQLite is shown twice: a SELECT without BEGIN is the cheapest transaction it has; BEGIN, SELECT, COMMIT is "
+        "what the other two do, a transaction that could read more than one thing."
+    )
+    result.note(
+        "The loop and the clock take about 0.1 us of every number, which makes ratios a little smaller than they are."
+    )
     return result

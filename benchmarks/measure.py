@@ -11,6 +11,7 @@ another one begins. A disk that slows down, or a neighbour who takes a core, the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import shutil
@@ -20,6 +21,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -132,6 +134,10 @@ class Result:
         """Add a line for each peer from numbers of another kind: rates, sizes."""
         self.cases += [_summarise(what, peer, sorted(found), unit) for peer, found in numbers.items()]
 
+    def note(self, text: str) -> None:
+        """Say how something was measured, or what has to be known to judge it."""
+        self.notes.append(text)
+
     def median(self, what: str, peer: str = OURS) -> float | None:
         """The median of a line; None when the peer was not there."""
         return next((case.median for case in self.cases if (case.what, case.peer) == (what, peer)), None)
@@ -161,7 +167,14 @@ def _summarise(what: str, peer: str, ordered: Sequence[float], unit: str) -> Cas
     if unit in HIGHER_IS_BETTER:  # the far end of the tail is the slow one
         ordered = ordered[::-1]
     return Case(
-        what, peer, unit, len(ordered), quantile(ordered, 0.5), quantile(ordered, 0.9), quantile(ordered, 0.99), ordered[-1]
+        what,
+        peer,
+        unit,
+        len(ordered),
+        quantile(ordered, 0.5),
+        quantile(ordered, 0.9),
+        quantile(ordered, 0.99),
+        ordered[-1],
     )
 
 
@@ -209,11 +222,14 @@ def timed(function: Callable[[], object]) -> int:
     return time.perf_counter_ns() - began
 
 
-def in_threads(count: int, each: int, operation: Callable[[int], object]) -> tuple[float, list[int]]:
+def in_threads(
+    count: int, each: int, operation: Callable[[int], object], around: Callable[[], AbstractContextManager[object]]
+) -> tuple[float, list[int]]:
     """Run an operation in several threads at once.
 
     each       operations of each thread
     operation  gets a number that is different each time
+    around     what each thread enters before its first operation and leaves after its last; not timed
     returns    (operations a second, nanoseconds of every operation)
     """
     times: list[list[int]] = [[] for _ in range(count)]
@@ -221,21 +237,30 @@ def in_threads(count: int, each: int, operation: Callable[[int], object]) -> tup
     gate = threading.Barrier(count + 1)
 
     def work(thread: int) -> None:
-        gate.wait()
+        add, clock = times[thread].append, time.perf_counter_ns
         try:
-            for number in range(thread * each, (thread + 1) * each):
-                times[thread].append(timed(lambda: operation(number)))  # noqa: B023  called at once
+            with around():
+                gate.wait()
+                for number in range(thread * each, (thread + 1) * each):
+                    began = clock()
+                    operation(number)
+                    add(clock() - began)
+                gate.wait()
         except BaseException as error:  # noqa: BLE001  raised again below, in the thread that asked
             errors.append(error)
+            gate.abort()
 
     threads = [threading.Thread(target=work, args=(thread,)) for thread in range(count)]
     for thread in threads:
         thread.start()
-    gate.wait()
-    began = time.perf_counter_ns()
+    elapsed = 0
+    with contextlib.suppress(threading.BrokenBarrierError):
+        gate.wait()
+        began = time.perf_counter_ns()
+        gate.wait()
+        elapsed = time.perf_counter_ns() - began
     for thread in threads:
         thread.join()
-    elapsed = time.perf_counter_ns() - began
     if errors:
         raise errors[0]
     return count * each / (elapsed / 1e9), [ns for found in times for ns in found]
@@ -251,8 +276,7 @@ def random_rows(random: Random, count: int, *, key_size: int = 24, value_size: i
 
 def anonymous_memory() -> int | None:
     """Bytes of anonymous memory of this process: what malloc has taken, without mapped files. None where unknown."""
-    found = memory_status().get("RssAnon")
-    return None if found is None else found
+    return memory_status().get("RssAnon")
 
 
 def memory_status() -> dict[str, int]:

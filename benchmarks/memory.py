@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from .measure import MIB, OURS, Result, Run, answer_of, anonymous_memory, child, memory_status
+from .measure import MIB, OURS, Result, Run, anonymous_memory, answer_of, child, memory_status
 from .peers import Row, opened
 
 CACHE_SIZE = 16 * MIB
@@ -38,7 +38,10 @@ def run(run: Run) -> Result:
         for name, peer in peers.items():
             run.progress(f"{name}: loading {rows:,} rows")
             peer.load(_rows(rows))
-    growth, mapped, sizes, times = ({name: [] for name in peers} for _ in range(4))  # type: dict[str, list[float]], ...
+    growth: dict[str, list[float]] = {name: [] for name in peers}
+    mapped: dict[str, list[float]] = {name: [] for name in peers}
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    sizes: dict[str, list[float]] = {name: [] for name in peers}
     for name, peer in peers.items():
         sizes[name].append(peer.file_size() / 1e6)
         for number in range(run.size(3, quick=1)):
@@ -56,12 +59,12 @@ def run(run: Run) -> Result:
         result.add_numbers("mapped file in memory at the end", mapped, "MiB")
     largest = max(growth[OURS], default=None)
     result.aim("largest growth of anonymous memory", largest, 20.0, "MiB")
-    result.notes += [
+    result.note(
         "Growth is counted from after the imports to the largest value seen while opening and reading. SQLite gets a "
         "cache of the same size. LMDB has none of its own and reads from the mapped file, where everybody's memory may "
-        "go back to the system at any time.",
-        "Keys of the file are ascending, so that it can be loaded quickly; reads are random.",
-    ]
+        "go back to the system at any time."
+    )
+    result.note("Keys of the file are ascending, so that it can be loaded quickly; reads are random.")
     return result
 
 

@@ -65,12 +65,14 @@ def run(run: Run) -> Result:
 
     result.aim("open after a clean close, in the process, median", result.median(alone), 5.0, "ms")
     result.aim("empty database on disk", result.median("size of an empty database"), 32.0, "KiB")
-    result.notes += [
+    result.note(
         "An empty database is what opening and closing leaves behind: for SQLite with the one table that all "
-        "peers use, for LMDB with its lock file. Space that the file system has allocated counts, not the length.",
+        "peers use, for LMDB with its lock file. Space that the file system has allocated counts, not the length."
+    )
+    result.note(
         "SQLite and LMDB verify nothing when they are opened, and SQLite opens the file with the first statement "
-        "(here: the pragmas). After SIGKILL Limpet verifies the pages of the newest commits.",
-    ]
+        "(here: the pragmas). After SIGKILL Limpet verifies the pages of the newest commits."
+    )
     return result
 
 

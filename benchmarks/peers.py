@@ -5,8 +5,8 @@ adapter does that the others do not is what a careful user of that database woul
 
     limpet   the whole public API, nothing else
     sqlite3  WAL, synchronous=FULL, WITHOUT ROWID (one tree instead of two), a connection for each thread, cached
-             statements, explicit transactions, executemany for bulk loads. Writers of several threads queue at a lock of
-             the process: SQLite's own waiting (sleep and try again) is slower and unfair
+             statements, explicit transactions, executemany for bulk loads. Writers of several threads queue at a lock
+             of the process: SQLite's own waiting (sleep and try again) is slower and unfair
     lmdb     a file instead of a folder, a map that is large enough, cursors with putmulti for bulk loads
 
 Durabilities. "sync": on stable storage before the call returns. "os": the operating system has it; for SQLite that is
@@ -17,6 +17,7 @@ turn into a damaged file. "none": Limpet only.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sqlite3
 import threading
@@ -29,11 +30,12 @@ import limpet
 from .measure import MIB
 
 try:
-    import lmdb
+    lmdb: Any = importlib.import_module("lmdb")
 except ImportError:  # an optional peer
-    lmdb = None  # type: ignore[assignment]  # None says that it is missing
+    lmdb = None
 
 CACHE_SIZE = 32 * MIB  # Limpet's default; SQLite gets the same instead of its 2 MiB
+SYNCHRONOUS = {"sync": "FULL", "os": "NORMAL"}  # SQLite's words for durabilities
 LMDB_MAP_SIZE = 1 << 34  # address space, not memory
 
 Row = tuple[bytes, bytes]
@@ -49,7 +51,7 @@ class Peer(Protocol):
         """One key in a transaction of its own, as durable as was asked for when opening. From any thread."""
 
     def get(self, key: bytes) -> bytes | None:
-        """One key in a transaction of its own."""
+        """One key in a transaction of its own; from the thread that opened the database."""
 
     def getter(self) -> contextlib.AbstractContextManager[Getter]:
         """A function that gets keys, all in one transaction."""
@@ -62,6 +64,9 @@ class Peer(Protocol):
 
     def file_size(self) -> int:
         """Bytes on disk of a closed database."""
+
+    def thread(self) -> contextlib.AbstractContextManager[object]:
+        """What a thread needs before its first operation, and gives back after its last."""
 
     def close(self) -> None:
         """Close it, leaving nothing to recover."""
@@ -115,6 +120,10 @@ class Limpet:
         """See Peer."""
         return self.path.stat().st_size
 
+    def thread(self) -> contextlib.AbstractContextManager[object]:
+        """See Peer. Nothing: any thread may use it."""
+        return contextlib.nullcontext()
+
     def close(self) -> None:
         """See Peer."""
         self.database.close()
@@ -124,25 +133,21 @@ class SQLite:
     """Python's sqlite3, in the mode that is compared with most often: WAL."""
 
     name = "sqlite3"
-    SYNCHRONOUS = {"sync": "FULL", "os": "NORMAL"}
 
     def __init__(self, folder: Path, *, cache_size: int = CACHE_SIZE, durability: str = "sync") -> None:
         self.path = folder / "rows.sqlite"
         self._cache_size = cache_size
-        self._synchronous = self.SYNCHRONOUS[durability]
+        self._synchronous = SYNCHRONOUS[durability]
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
         self._writer = threading.Lock()
-        self.connection().execute(
-            "CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
-        )
+        self._execute = self.connection().execute  # of the thread that opens
+        self._execute("CREATE TABLE IF NOT EXISTS rows (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection."""
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             found = self._local.connection = sqlite_connection(self.path, self._cache_size, self._synchronous)
-            self._connections.append(found)
         return found
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -152,12 +157,12 @@ class SQLite:
 
     def get(self, key: bytes) -> bytes | None:
         """See Peer. A SELECT without BEGIN: the cheapest transaction that SQLite has."""
-        row = self.connection().execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
+        row = self._execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
         return None if row is None else row[0]
 
     def get_between(self, key: bytes) -> bytes | None:
         """The same with an explicit transaction around it, as for the other two."""
-        execute = self.connection().execute
+        execute = self._execute
         execute("BEGIN")
         row = execute("SELECT value FROM rows WHERE key = ?", (key,)).fetchone()
         execute("COMMIT")
@@ -191,10 +196,18 @@ class SQLite:
         """See Peer."""
         return sum(path.stat().st_size for path in self.path.parent.glob(self.path.name + "*"))
 
+    @contextlib.contextmanager
+    def thread(self) -> Iterator[object]:
+        """See Peer. A connection."""
+        try:
+            yield self.connection()
+        finally:
+            self._local.connection.close()
+            del self._local.connection
+
     def close(self) -> None:
         """See Peer. The last connection copies the log into the database and removes it."""
-        for connection in self._connections:
-            connection.close()
+        self.connection().close()
 
 
 def sqlite_connection(path: Path, cache_size: int, synchronous: str = "FULL") -> sqlite3.Connection:
@@ -255,6 +268,10 @@ class LMDB:
     def file_size(self) -> int:
         """See Peer. The file is as long as the last page used; the lock file is not counted."""
         return os.stat(self.path).st_size
+
+    def thread(self) -> contextlib.AbstractContextManager[object]:
+        """See Peer. Nothing: any thread may use it."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """See Peer."""

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .measure import HIGHER_IS_BETTER, OURS, Case, Result, as_dict
+from .measure import HIGHER_IS_BETTER, OURS, Case, Result, Target, as_dict
 from .peers import versions
 
 WIDTH = 110
@@ -62,20 +62,14 @@ def render(result: Result, machine: Mapping[str, object], *, seed: int, mode: st
     )
     lines += _wrapped("versions", ", ".join(f"{name} {version}" for name, version in found.items()))
     lines += _wrapped("sizes", ", ".join(f"{name} {_plain(value)}" for name, value in result.sizes.items()))
-    lines += _wrapped("run", f"{mode}, seed {seed}, {seconds:.0f} s; peers take turns")
+    lines += _wrapped(
+        "run", f"{mode}, seed {seed}, {seconds:.0f} s; peers take turns; p90, p99 and max are the slow end"
+    )
     lines += ["", *_table(result.cases)]
     if result.targets:
         lines += ["", "targets"]
         for target in result.targets:
-            how = ">=" if target.at_least else "<="
-            verdict = "met   " if target.met else "MISSED"
-            number = f"{_number(target.value)} {target.unit}".rstrip()
-            lines += textwrap.wrap(
-                f"{verdict}  {target.text}: {number} ({how} {_number(target.limit)})",
-                WIDTH,
-                initial_indent="  ",
-                subsequent_indent="          ",
-            )
+            lines += textwrap.wrap(verdict(target), WIDTH, initial_indent="  ", subsequent_indent=" " * 10)
     losses = list(losing(result))
     lines += ["", "where Limpet loses", *(f"  {loss}" for loss in losses or ["nowhere in this workload"])]
     if result.notes:
@@ -87,11 +81,18 @@ def render(result: Result, machine: Mapping[str, object], *, seed: int, mode: st
     return "\n".join(lines) + "\n"
 
 
+def verdict(target: Target) -> str:
+    """A target in one line."""
+    how = ">=" if target.at_least else "<="
+    number = f"{_number(target.value)} {target.unit}".rstrip()
+    return f"{'met   ' if target.met else 'MISSED'}  {target.text}: {number} ({how} {_number(target.limit)})"
+
+
 def losing(result: Result) -> Iterator[str]:
     """A line for every peer that does something better, in medians."""
     for case in result.cases:
         better = advantage(result, case)
-        if better is not None and better < 1 - TIE:
+        if better is not None and better < 1 - TIE and not case.peer.startswith(OURS):
             ours = result.median(case.what)
             assert ours is not None
             yield (
@@ -138,7 +139,7 @@ def _table(cases: list[Case]) -> list[str]:
 
 
 def _quality(unit: str) -> str:
-    return "small" if unit in {"KiB", "MiB", "calls", "commits"} else "fast"
+    return "small" if unit in {"KiB", "MB", "MiB", "calls", "commits"} else "fast"
 
 
 def _number(value: float | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from .measure import MIB, Result, Run, random_rows, take_turns
-from .peers import opened
+from .peers import Peer, opened
 
 
 def run(run: Run) -> Result:
@@ -27,19 +29,26 @@ def run(run: Run) -> Result:
     for number in range(run.size(5, quick=2)):
         run.progress(f"first scan, round {number + 1}")
         with opened(folder, cache_size=cache_size) as peers:
-            for name, times in take_turns({n: lambda _, p=p: p.scan() for n, p in peers.items()}, [number]).items():
+            for name, times in take_turns(_scans(peers), [number]).items():
                 first.setdefault(name, []).extend(times)
     result.add(cold, first, "ms")
     with opened(folder, cache_size=cache_size) as peers:
         run.progress(warm)
         sizes = {peer.scan() for peer in peers.values()}
         assert sizes == {rows * (24 + 150)}
-        samples = take_turns({n: lambda _, p=p: p.scan() for n, p in peers.items()}, range(rounds))
+        samples = take_turns(_scans(peers), range(rounds))
         result.add(warm, samples, "ms")
     result.aim("in the cache, Limpet's median over SQLite's", result.ratio(warm, "sqlite3"), 1.0, "x")
     result.aim("after opening, Limpet's median over SQLite's", result.ratio(cold, "sqlite3"), 1.0, "x")
-    result.notes.append(
-        "After opening, the pages are in the operating system's cache: Limpet verifies the checksum of each, the others "
-        "have none."
+    result.note(
+        "After opening, the pages are in the operating system's cache: Limpet verifies the checksum of each, the "
+        "others have none."
     )
     return result
+
+
+def _scans(peers: Mapping[str, Peer]) -> dict[str, Callable[[int], int]]:
+    def scan_of(peer: Peer) -> Callable[[int], int]:
+        return lambda _: peer.scan()
+
+    return {name: scan_of(peer) for name, peer in peers.items()}

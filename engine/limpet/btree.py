@@ -97,6 +97,7 @@ def scan(
     path: list[tuple[Branch, int]] = []
     node: Node = pager.node(root, tree_id)
     bound = high if reverse else low  # where the first descent goes; later ones start at the edge
+    edge: bytes | None = None  # the last key seen; without it, branches that share children would not end
     leaf_count = 0
     while True:
         fetch = pager.node if leaf_count < _CACHED_SCAN else pager.passing_node
@@ -108,11 +109,14 @@ def scan(
             path.append((node, index))
             node = _child(fetch, node, index, tree_id)
         keys = node.keys()
+        if not keys or (edge is not None and (keys[-1] >= edge if reverse else keys[0] <= edge)):
+            ref = path[-1][0].children[path[-1][1]] if path else root
+            raise CorruptError("the keys of the leaf do not follow those before it", pgno=ref_pgno(ref))
+        edge = keys[0 if reverse else -1]
         start = bisect_left(keys, low) if low is not None else 0
         stop = bisect_left(keys, high) if high is not None else len(keys)
         if stop - start == len(keys):
-            if keys:
-                yield keys, node.values()
+            yield keys, node.values()
         elif start < stop:
             yield keys[start:stop], [node.value(index) for index in range(start, stop)]
         if (start > 0) if reverse else (stop < len(keys)):
@@ -151,8 +155,12 @@ def page_refs(pager: Pager, root: int, tree_id: int) -> Iterator[Pgno | Overflow
     cost     reads every node, but no overflow page
     """
     waiting = [root] if root else []
+    seen: set[int] = set()
     while waiting:
         ref = waiting.pop()
+        if ref in seen:
+            raise CorruptError("the page has two places in its tree", pgno=ref_pgno(ref))
+        seen.add(ref)
         node = pager.passing_node(ref, tree_id)
         yield ref_pgno(ref)
         if isinstance(node, Branch):

@@ -25,7 +25,7 @@ Kinds of findings, for programs:
     errors     size checksum stale truncated io reference misplaced tree level kind txid structure
                order separator entry overflow codec catalogue count lost map free double
                and from the inspector: header meta
-    warnings   leak padding junk meta changed, and those above for the commit before
+    warnings   leak unreached padding junk meta changed, and those above for the commit before
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ class Report:
     reached_count    are in use,
     free_count       are free, pending ones included,
     pending_count    are free and needed by the commit before,
-    leaked_count     are neither in use nor free
+    leaked_count     are neither in use nor free,
+    unreached_count  neither, and that may be because what leads to them is damaged
     """
 
     errors: list[Finding] = field(default_factory=list)
@@ -177,6 +178,7 @@ class Report:
     free_count: int = 0
     pending_count: int = 0
     leaked_count: int = 0
+    unreached_count: int = 0
 
     @property
     def ok(self) -> bool:
@@ -185,7 +187,7 @@ class Report:
 
     def as_dict(self) -> dict[str, object]:
         """The same for JSON."""
-        counts = ("page_count", "reached_count", "free_count", "pending_count", "leaked_count")
+        counts = ("page_count", "reached_count", "free_count", "pending_count", "leaked_count", "unreached_count")
         return {
             "ok": self.ok,
             "errors": [finding.as_dict() for finding in self.errors],
@@ -281,7 +283,7 @@ class Checker:
         self._is_older = False
         self._done = 0
         self._dropped = [0, 0]  # errors and warnings beyond MAX_FINDINGS
-        self._is_broken = False  # a part of some tree cannot be read, so pages may be missing
+        self.is_complete = True  # every tree was walked whole, so what was not reached is leaked
         self._older_lost = False  # the commit before shares a page that is damaged
         self._map_tree = _Tree("map of free space", None, FREE_SPACE_TREE)
         self._end = max(newest.high_water, older.high_water if older is not None else 0)
@@ -350,7 +352,7 @@ class Checker:
         if lost:
             tree.is_broken = True
             if not self._is_older:
-                self._is_broken = True
+                self.is_complete = False
             what = "tables" if tree.tree_id == CATALOGUE_TREE else "keys"
             if tree is not self._map_tree:
                 keys = shown_range(tree.codecs.key if tree.codecs else None, place.low, place.high, what)
@@ -424,13 +426,13 @@ class Checker:
             self._find(place, "catalogue", "a table has an empty name")
         if type(value) is Overflow:
             self._find(place, "catalogue", f"the entry of table {name!r} is an overflow record")
-            self._is_broken = True
+            self.is_complete = False
             return None
         try:
             entry = decode_catalogue_entry(value, name)
         except CorruptError as error:
             self._find(place, "catalogue", f"table {name!r}: {error.message}", error.expected, error.found)
-            self._is_broken = True
+            self.is_complete = False
             return None
         if entry.tree_id in seen:
             self._find(
@@ -703,22 +705,19 @@ class Checker:
         if tree.on_leaf is not None:
             tree.on_leaf(place, keys, values, header.txid)
         codecs = None if self._quick else tree.codecs
-        bad: list[tuple[bytes, str]] = []
-        if codecs is not None:
-            bad = [(key, wrong) for key in keys if (wrong := _wrong_key(codecs, key)) is not None]
-            self._find_undecodable(place, "keys", len(keys), bad)
-            bad = []
+        stored: list[tuple[bytes, bytes]] = []
         for key, value in zip(keys, values, strict=True):
-            if type(value) is Overflow:
-                stored = self._check_run(place, key, value, header.txid, keep=codecs is not None)
-                if stored is None:
-                    continue
-                value = stored
-            if codecs is not None:
-                wrong = _wrong_value(codecs, value)
-                if wrong is not None:
-                    bad.append((key, wrong))
-        self._find_undecodable(place, "values", len(keys), bad)
+            if type(value) is not Overflow:
+                stored.append((key, value))
+            elif (large := self._check_run(place, key, value, header.txid, keep=codecs is not None)) is not None:
+                stored.append((key, large))
+        if codecs is not None:
+            if codecs.key is not BYTES:
+                wrong = [(key, reason) for key in keys if (reason := _wrong_key(codecs, key)) is not None]
+                self._find_undecodable(place, "keys", len(keys), wrong)
+            if codecs.value is not BYTES:
+                wrong = [(key, reason) for key, value in stored if (reason := _wrong_value(codecs, value)) is not None]
+                self._find_undecodable(place, "values", len(keys), wrong)
 
     def _find_undecodable(self, place: _Place, what: str, total: int, bad: list[tuple[bytes, str]]) -> None:
         if bad:
@@ -902,16 +901,17 @@ class Checker:
                 rb"\x01+", marks.translate(_table(lambda mark: not mark & (REACHED | FREE | UNKNOWN)))
             )
         ]
-        self.report.leaked_count = leaked = sum(count for _, count in runs)
-        if not leaked:
-            return
-        if self._is_broken:
+        count = sum(count for _, count in runs)
+        if self.is_complete:
+            self.report.leaked_count = count
+        else:
+            self.report.unreached_count = count
+        if count and not self.is_complete:
             self._add(
                 Finding(
-                    "leak",
-                    f"{leaked} pages are neither reached nor free; they belong to what cannot be read, or are lost",
-                    pgno=runs[0][0],
-                    offset=runs[0][0] * self._page_size,
+                    "unreached",
+                    f"{count} pages, the first of them page {runs[0][0]}, are neither reached nor free; they belong to "
+                    "what cannot be read, or are leaked",
                 ),
                 warning=True,
             )

@@ -39,7 +39,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -348,7 +348,7 @@ class Database:
         self._nonces = random.Random(random_bytes(8))
         self._writer = threading.Lock()
         self._writer_thread: int | None = None
-        self._flush_lock = threading.Lock()
+        self._flush_lock = _Turn()
         self._state = threading.RLock()
         self._retired: weakref.WeakSet[Pager] = weakref.WeakSet()  # of before a compaction; their readers own them
         self._pins: dict[int, int] = {}  # id of a read transaction -> txid of its snapshot
@@ -466,6 +466,11 @@ class Database:
         return self._header.format_version
 
     @property
+    def high_water(self) -> int:
+        """The first page number never used, as the open write transaction sees it. Not for users."""
+        return self._loaded_space().high_water
+
+    @property
     def read_only(self) -> bool:
         """Whether the database refuses changes."""
         return self._read_only
@@ -505,6 +510,7 @@ class Database:
             raise BusyError("this thread has a write transaction open already; end it, or use a savepoint inside it")
         if not self._writer.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             raise BusyError(f"another thread's write transaction did not end within {timeout:g} s")
+        transaction: WriteTransaction | None = None
         try:
             self._check_usable()
             self._writer_thread = threading.get_ident()
@@ -521,6 +527,8 @@ class Database:
                 self._transaction = weakref.ref(transaction)
             return transaction
         except BaseException:
+            if transaction is not None:
+                transaction._open = False  # or its end would release the writer once more
             self._release_writer()
             raise
 
@@ -536,7 +544,8 @@ class Database:
         """
         self._check_usable()
         if not self._read_only:
-            self._flush(self._tip.txid, SYNC)
+            with self._flush_lock:
+                self._flush_locked(self._tip.txid, SYNC)
 
     def stats(self) -> Stats:
         """Numbers about the database. Cost: O(tables)."""
@@ -663,13 +672,14 @@ class Database:
 
     def _switch(self, file: File) -> None:
         """Go on with another file that holds the same commit."""
-        old = self._file
-        self._retired.add(self._pager)
         try:
+            old = self._file
+            self._retired.add(self._pager)
             with self._state:
                 self._attach(file)
         except BaseException as error:
             self._poison(error)
+            file.close()
             raise
         if not self._pins:
             old.close()  # else the last reader of the old file does
@@ -890,7 +900,7 @@ class Database:
         if tables is None:
             self._abort(transaction)  # a transaction that changed nothing commits nothing
             return
-        durability = transaction._durability
+        durability, txid = transaction._durability, transaction.txid
         commit: _Commit | None = None
         try:
             with self._state:
@@ -908,11 +918,14 @@ class Database:
             raise self._built_on_undone()
         if durability == NONE and self._publish_unflushed(commit):
             return
-        with self._flush_lock:
-            if commit.error is None:
-                self._flush_locked(commit.snapshot.txid, OS if durability == NONE else durability)
-            if commit.error is not None:
-                raise commit.error
+        wanted = OS if durability == NONE else durability
+        try:
+            if self._flush_lock.wait(lambda: commit.error is not None or self._reached(wanted) >= txid):
+                self._flush_locked(txid, wanted)
+        finally:
+            self._flush_lock.release()
+        if commit.error is not None:
+            raise commit.error
 
     def _built_on_undone(self) -> OSError:
         return OSError(
@@ -944,7 +957,8 @@ class Database:
         """Make a transaction's result the tip. In memory only."""
         space = self._loaded_space()
         txid = Txid(transaction.txid)
-        allocated = transaction._allocated[0]
+        # From here on the pages are the commit's: whatever happens to the transaction, it gives none back.
+        (allocated,), transaction._allocated = transaction._allocated, [set()]
         own = allocated.intersection(transaction._freed)
         if own:
             allocated -= own
@@ -992,14 +1006,12 @@ class Database:
 
     # -- flushing --------------------------------------------------------------------------------
 
-    def _flush(self, txid: int, durability: str) -> None:
-        """Return when commit `txid` is as durable as asked for, or undone; one flush serves all who wait."""
-        with self._flush_lock:
-            self._flush_locked(txid, durability)
+    def _reached(self, durability: str) -> int:
+        return self._durable_txid if durability == SYNC else self._written_txid
 
     def _flush_locked(self, txid: int, durability: str, *, clean: bool = False) -> None:
         self._check_usable()
-        reached = self._durable_txid if durability == SYNC else self._written_txid
+        reached = self._reached(durability)
         if reached >= txid and not (clean and self._flush_count and not self._clean):
             return
         work = _Flush()
@@ -1136,10 +1148,8 @@ class Database:
         assert work.tip is not None
         overwritten = self._metas[slot]
         self._metas[slot] = meta
-        self._written_txid = meta.txid
         if meta.is_durable:
             self._durable_slot = slot
-            self._durable_txid = meta.txid
             self._overwritten_txid = MAX_TXID
         elif overwritten is not None:  # a power cut may bring it back
             self._overwritten_txid = min(self._overwritten_txid, overwritten.txid)
@@ -1151,6 +1161,10 @@ class Database:
             self._published = work.tip
         self._unpublished = [commit for commit in self._unpublished if commit.snapshot.txid > meta.txid]
         self._pager.release(work.unwritten)
+        # Last, because who waits for this looks without a lock, and then expects to see the commit.
+        self._written_txid = meta.txid
+        if meta.is_durable:
+            self._durable_txid = meta.txid
 
     def _undo_flush(self, work: _Flush, cause: BaseException) -> None:
         """Writing failed before anything could be believed: forget all commits that nobody has seen."""
@@ -1186,6 +1200,47 @@ class Database:
         except BaseException as error:
             self._poison(error)
             raise
+
+
+class _Turn:
+    """The flush lock. Who waits for it is let go as soon as somebody's flush has done what they wait for.
+
+    With a plain lock, committers who have long been served queue up behind the next flush, which
+    then carries only the commits of those few who did not.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._owner: int | None = None  # the thread that has it
+
+    def wait(self, served: Callable[[], bool]) -> bool:
+        """Take the turn, or return False once `served` holds. Call `release` in any case, whatever happens."""
+        with self._changed:
+            while self._owner is not None:
+                if served():
+                    return False
+                self._changed.wait()
+            if served():
+                return False
+            self._owner = threading.get_ident()
+        return True
+
+    def release(self) -> None:
+        """Let the next one have it, if it is ours: an interrupted `wait` may have taken it or not."""
+        with self._changed:
+            if self._owner == threading.get_ident():
+                self._owner = None
+                self._changed.notify_all()
+
+    def __enter__(self) -> None:
+        try:
+            self.wait(lambda: False)
+        except BaseException:
+            self.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class _Flush:

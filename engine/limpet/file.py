@@ -44,6 +44,7 @@ except ImportError:  # optional: the same lock is taken by hand below
 
 ZERO_CHUNK = bytes(1 << 20)  # growth is written in pieces of 1 MiB
 ALLOW_NETWORK = "LIMPET_ALLOW_NETWORK_FS"  # environment variable: open files on network file systems
+_LARGE_READ = 1 << 20  # bytes
 _FIRST_PAUSE_S = 0.005  # between two tries for the lock; doubled each time
 _LONGEST_PAUSE_S = 0.1
 
@@ -148,7 +149,13 @@ class FileSystem(ABC):
 
 
 def wait_for_lock(
-    file: File, *, exclusive: bool, started: float, timeout_s: float, on_wait: Callable[[], None], holder: Callable[[], str | None]
+    file: File,
+    *,
+    exclusive: bool,
+    started: float,
+    timeout_s: float,
+    on_wait: Callable[[], None],
+    holder: Callable[[], str | None],
 ) -> None:
     """Take the lock on a file, waiting for another process to let go.
 
@@ -247,6 +254,8 @@ class OSFile(File):
         return os.lseek(self._checked(), 0, os.SEEK_END)  # a quarter of the time of fstat
 
     def read(self, offset: int, size: int) -> bytes:
+        if size > _LARGE_READ:  # the system sets aside as much memory as it is asked for, and a file may lie
+            size = max(0, min(size, self.size() - offset))
         try:
             data = _pread(self._checked(), size, offset)
             if 0 < len(data) < size:  # interrupted, or the end: only the end gives nothing more
@@ -334,10 +343,11 @@ class OSFile(File):
         try:
             if self._writable:
                 _sync_data(descriptor)  # dirty pages are not dropped, and they are the newest truth
-            os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_DONTNEED)
+            whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # a page of the system that is dropped in part is not
+            os.posix_fadvise(descriptor, 0, whole, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise self._named(error) from error
-        return _is_evicted(descriptor)
+        return _is_evicted(descriptor, min(size or _HEAD_SIZE, self.size()))
 
     def try_lock(self, *, exclusive: bool) -> bool:
         try:
@@ -546,11 +556,14 @@ else:
 _HAS_SYNCED_WRITE = hasattr(os, "pwritev") and hasattr(os, "RWF_DSYNC")
 
 
-def _is_evicted(descriptor: int) -> bool:
-    """Whether the head of the file, where the metas are, is out of the page cache."""
+_HEAD_SIZE = 4 * 65536  # bytes: the metas are in here, whatever the page size
+
+
+def _is_evicted(descriptor: int, size: int) -> bool:
+    """Whether the first `size` bytes of the file are out of the page cache."""
     if not hasattr(os, "preadv") or not hasattr(os, "RWF_NOWAIT"):
         return False
-    for offset in range(0, 3 * mmap.PAGESIZE, mmap.PAGESIZE):
+    for offset in range(0, size, mmap.PAGESIZE):
         try:
             if os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT):
                 return False

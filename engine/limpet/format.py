@@ -361,7 +361,11 @@ def decode_meta(data: bytes, slot: Pgno, page_size: int, checksum: ChecksumFunct
         raise CorruptError(what, pgno=slot, offset=offset, expected=stored, found=found)
     if own != slot:
         raise CorruptError("the meta belongs to another page", pgno=slot, offset=offset, expected=int(slot), found=own)
-    if not FIRST_NODE_PGNO <= high_water <= MAX_PAGES or durable > stamp_txid(stamp) or free_count > high_water:
+    if (
+        not FIRST_NODE_PGNO <= high_water <= MAX_PAGES
+        or free_count > high_water
+        or not durable <= stamp_txid(stamp) <= MAX_TXID // 2  # so that the next ones have room in a stamp
+    ):
         raise CorruptError(
             f"the meta has impossible fields: high water {high_water}, free {free_count}, "
             f"txid {stamp_txid(stamp)}, durable txid {durable}",

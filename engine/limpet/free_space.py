@@ -15,8 +15,9 @@ older meta marks it used. Snapshots die with their process. In memory:
     _pending    what the commits freed, until the horizons pass
 
 The rule of reuse. A page freed by commit k was last used by commit k - 1, so it may be handed out
-once k <= the txid of every meta that may be on the disk and of every snapshot that is still read. A page that was
-born after the last state handed to a flush was never on disk: only snapshots hold it back.
+once k <= the txid of every meta that may be on the disk and of every snapshot that is still read.
+A page that was born after the last state handed to a flush was never on disk: only snapshots hold
+it back.
 
 Pages handed out to a transaction that has not committed are neither reusable nor marked in the
 map, so a crash or an abort forgets them.

@@ -63,6 +63,7 @@ from .format import (
     HEADER_FIELDS,
     HEADER_SIZE,
     HOLDER_PGNO,
+    KNOWN_READ_ONLY,
     LEAF,
     LEAF_ARRAYS_AT,
     LEAF_OVERFLOW_COUNT,
@@ -266,7 +267,7 @@ class PageInfo:
              leaked    neither in use nor free
              damaged   what was read is wrong; `problem` says what
              spare     behind the last page that was ever used
-             unknown   there is no commit, or no map of free space, to tell by
+             unknown   nothing to tell by: there is no commit, or what might lead to the page is damaged
     entries  leaf: entries; branch: children; free-space: free pages, or children
     fill     share of the page that holds something, 0 to 1
     """
@@ -389,7 +390,7 @@ class Inspection:
                 self._is_ours = has_magic
                 self._is_verifiable = False
                 return
-            how = "as asked for" if self._asked_page_size else "guessed from the pages' own numbers"
+            how = "as asked for" if self._asked_page_size else "guessed, from where pages are by their own number"
             self._notes.append(f"page size {page_size}: {how}")
             kind, seed, votes = _recover_seed(self._file, page_size)
             if seed is None:
@@ -475,6 +476,11 @@ class Inspection:
         return self._problem
 
     @property
+    def commit_problem(self) -> CorruptError | None:
+        """Why the database cannot be opened, header aside; None if it can."""
+        return None if self._choice is None else self._choice.problem
+
+    @property
     def page_size(self) -> int | None:
         """Bytes a page; None if it is not known."""
         return None if self._pager is None else self._pager.page_size
@@ -510,7 +516,7 @@ class Inspection:
         return Info(
             filename=self.filename,
             is_ours=self._is_ours,
-            problem=None if self._problem is None else str(self._problem),
+            problem=self._header_problem(),
             commit_problem=problem,
             notes=self.notes,
             reasons=[] if choice is None else choice.reasons,
@@ -525,6 +531,17 @@ class Inspection:
             free_size=free,
             spare_size=spare,
         )
+
+    def _header_problem(self) -> str | None:
+        """What is wrong with the header, for people."""
+        if self._problem is None:
+            return None
+        text = str(self._problem).removeprefix(f"{self.filename}: ")
+        if not self._is_ours or self._pager is None:
+            return text
+        if self._file.read(0, len(MAGIC)) != MAGIC:
+            text = "the header is destroyed"
+        return f"{text}. The database cannot be opened, but its pages can be read: `limpet dump` saves them"
 
     def _meta_infos(self) -> list[MetaInfo]:
         choice = self._choice
@@ -591,11 +608,12 @@ class Inspection:
                         found=found.found,
                     )
                 )
+        if self._header is not None and self._header.features_read_only & ~KNOWN_READ_ONLY:
+            what = "the file uses features that this code does not have; it can be read, and is not written"
+            features = f"{self._header.features_read_only:#x}"
+            report.warnings.append(Finding("header", what, pgno=0, offset=0, found=features))
         if self._problem is not None:
-            message = str(self._problem).removeprefix(f"{self.filename}: ")
-            if self._is_ours and self._pager is not None:
-                message += ". The database cannot be opened, but its pages can be read: `limpet dump` saves them"
-            report.errors.insert(0, Finding("header", message, pgno=0, offset=0))
+            report.errors.insert(0, Finding("header", self._header_problem() or "", pgno=0, offset=0))
         return report
 
     def _walked(self, progress: Progress | None, *, quick: bool) -> tuple[Checker | None, bool]:
@@ -603,7 +621,7 @@ class Inspection:
         choice = self._choice
         if self._pager is None or choice is None or choice.meta is None:
             return None, False
-        seen: set[tuple[str, int | None]] | None = None
+        seen: set[tuple[str, int | None, str | None]] | None = None
         checker = None
         for attempt in range(_TRIES):
             if attempt:
@@ -620,12 +638,12 @@ class Inspection:
             report = checker.report
             if (report.ok and not report.warnings) or not self._has_moved():
                 return checker, False
-            found = {(finding.kind, finding.pgno) for finding in report.errors}
+            found = {(finding.kind, finding.pgno, finding.table) for finding in report.errors}
             seen = found if seen is None else seen & found
         if checker is not None and seen is not None:
-            checker.report.errors = [
-                finding for finding in checker.report.errors if (finding.kind, finding.pgno) in seen
-            ]
+            errors = [found for found in checker.report.errors if (found.kind, found.pgno, found.table) in seen]
+            damaged = {found.table for found in errors if found.pgno is not None}
+            checker.report.errors = [found for found in errors if found.kind != "lost" or found.table in damaged]
         return checker, True
 
     @staticmethod
@@ -669,12 +687,11 @@ class Inspection:
                 continue
             mark = marks[pgno] if pgno < len(marks) else 0
             if mark & TAIL and run is not None:
-                yield PageInfo(
-                    pgno, "overflow", _state(mark, pgno, high_water), run.table, run.tree_id, txid=run.txid,
-                    problem=problems.get(pgno),
-                )  # fmt: skip  # two lines say it
+                state = _state(mark, pgno, high_water, is_complete=True)
+                problem = problems.get(pgno)
+                yield PageInfo(pgno, "overflow", state, run.table, run.tree_id, txid=run.txid, problem=problem)
                 continue
-            info = self._page_info(pgno, page, mark, high_water, names, problems.get(pgno), checker is not None)
+            info = self._page_info(pgno, page, mark, high_water, names, problems.get(pgno), checker)
             run = info if info.kind == "overflow" else None
             yield info
 
@@ -682,7 +699,7 @@ class Inspection:
         problem = None
         txid = None
         if pgno == 0:
-            problem = None if self._problem is None else str(self._problem)
+            problem = self._header_problem()
         elif pgno in META_PGNOS:
             for note in self._meta_infos():
                 if note.pgno == pgno:
@@ -698,11 +715,11 @@ class Inspection:
         high_water: int,
         names: dict[int, str],
         problem: str | None,
-        is_walked: bool,
+        checker: Checker | None,
     ) -> PageInfo:
         pager = self._pager
         assert pager is not None
-        state = _state(mark, pgno, high_water) if is_walked else "unknown"
+        state = "unknown" if checker is None else _state(mark, pgno, high_water, is_complete=checker.is_complete)
         if len(page) < PAGE_HEADER_SIZE:
             problem = problem or "the file ends inside or before the page"
             return PageInfo(pgno, None, "damaged" if mark & (REACHED | BAD) else state, problem=problem)
@@ -774,7 +791,7 @@ class Inspection:
             names = [name for name, _ in HEADER_FIELDS]
             fields = dict(zip(names, map(plain, HEADER.unpack(data[:HEADER_SIZE])), strict=True))
             fields["created"] = when(fields.pop("created_us"))
-        problem = None if self._problem is None else str(self._problem)
+        problem = self._header_problem()
         return DecodedPage(0, 0, "header", None, problem, fields, [], data)
 
     def _decoded_meta(self, pgno: int, data: bytes) -> DecodedPage:
@@ -815,7 +832,7 @@ class Inspection:
         if not any(data):
             return DecodedPage(pgno, offset, None, None, None, {}, [], data)
         if kind is None:
-            problem = f"kind {header.kind} is not one of a page"
+            problem = "not a page; perhaps a later one of an overflow run that is damaged or gone"
         elif header.pgno != pgno:
             problem = f"by its own number this is page {header.pgno}"
         elif self._is_verifiable and header.kind == OVERFLOW:
@@ -827,6 +844,11 @@ class Inspection:
         if not self._is_verifiable:
             problem = problem or "the checksum cannot be verified: the header of the file is lost"
         if kind is None or header.pgno != pgno:
+            first = self._run_around(pgno)
+            if first is not None:
+                return DecodedPage(
+                    pgno, offset, PAGE_KIND_NAMES[OVERFLOW], first.table, None, {"first_page": first.pgno}, [], data
+                )
             table = None
             entries: list[dict[str, Any]] = []
         else:
@@ -836,6 +858,19 @@ class Inspection:
             except CorruptError as error:
                 entries, problem = [], problem or error.message
         return DecodedPage(pgno, offset, kind, table, problem, fields, entries, data)
+
+    def _run_around(self, pgno: int) -> DecodedPage | None:
+        """The first page of the overflow run that a page belongs to, if it does."""
+        pager = self._pager
+        assert pager is not None
+        if not self._is_verifiable:
+            return None
+        for first in range(pgno - 1, max(FIRST_NODE_PGNO, pgno - _LONGEST_RUN // pager.page_size) - 1, -1):
+            header = decode_page_header(self._read(first, PAGE_HEADER_SIZE).ljust(PAGE_HEADER_SIZE, b"\0"))
+            if header.pgno == first and header.kind in PAGE_KIND_NAMES:
+                page = self.page(first)
+                return page if (page.fields.get("run_pages") or 0) > pgno - first else None
+        return None
 
     def _run_length(self, pgno: int, data: bytes, expected: int) -> int | None:
         """How many pages an overflow run has: as many as it takes for its checksum to come out."""
@@ -1097,9 +1132,13 @@ class Inspection:
                 raise error
             on_damage(error)
 
+        branches: set[int] = set()  # a branch that is met again would multiply what is below it
+
         def walk(ref: int, level: int | None) -> Iterator[tuple[bytes, bytes]]:
             assert self._pager is not None
             try:
+                if ref in branches:
+                    raise CorruptError("the page is referred to a second time", pgno=ref_pgno(ref))
                 node = decode_node(self._pager.page(ref), ref_pgno(ref), tree_id)
                 if level not in (None, node.level):
                     raise CorruptError(
@@ -1110,6 +1149,7 @@ class Inspection:
                 damaged(error)
                 return
             if isinstance(node, Branch):
+                branches.add(ref)
                 for child in node.children:
                     yield from walk(child, node.level - 1)
             for key, stored in pairs:
@@ -1223,7 +1263,7 @@ def _is_untouched(choice: Choice) -> bool:
     return choice.meta is not None and choice.meta.clean and choice.older is None
 
 
-def _state(mark: int, pgno: int, high_water: int) -> str:
+def _state(mark: int, pgno: int, high_water: int, *, is_complete: bool) -> str:
     if mark & BAD:
         return "damaged"
     if pgno >= high_water:
@@ -1232,7 +1272,7 @@ def _state(mark: int, pgno: int, high_water: int) -> str:
         return "reached"
     if mark & FREE:
         return "pending" if mark & OLDER else "free"
-    return "unknown" if mark & UNKNOWN else "leaked"
+    return "leaked" if is_complete and not mark & UNKNOWN else "unknown"
 
 
 def _content(page: bytes) -> tuple[int | None, float | None]:

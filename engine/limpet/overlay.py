@@ -367,6 +367,7 @@ class WorkingTree:
         """Stand at another root, with nothing on top. The old overlay is left as it is, for an undo."""
         self.root, self.count = root, count
         self.overlay, self.delta, self.unresolved, self._sorted = {}, 0, set(), None
+        self.has_large = False
         self.version += 1
 
     def state(self) -> WorkingState:

@@ -124,7 +124,9 @@ def choose(found: list[Meta | CorruptError], file_size: int, page_size: int, ver
         if file_size >= other.high_water * page_size:
             choice.older = other
         else:
-            choice.reasons.append(f"page {META_PGNOS[other_slot]}: commit {other.txid} reaches beyond the file; not used")
+            choice.reasons.append(
+                f"page {META_PGNOS[other_slot]}: commit {other.txid} reaches beyond the file; not used"
+            )
     if choice.meta.is_durable:
         choice.durable = choice.slot
         choice.reasons.append(
@@ -168,8 +170,12 @@ def _roots(pager: Pager, meta: Meta) -> list[tuple[str | None, int, int]]:
 
 def _verify_tree(pager: Pager, root: int, tree_id: int, txid: int) -> None:
     waiting = [(root, -1)] if root else []
+    seen: set[int] = set()
     while waiting:
         ref, level = waiting.pop()
+        if ref in seen:  # branches that share children, level above level, would keep this busy for ever
+            raise CorruptError("the page has two places in its tree", pgno=ref_pgno(ref))
+        seen.add(ref)
         page = pager.page(ref)
         if stamp_txid(PAGE.unpack_from(page)[6]) <= txid:
             continue

@@ -441,7 +441,6 @@ class WriteTransaction:
         changes = tree.overlay
         if not tree.has_large:
             return changes
-        tree.has_large = False
         limit = max_inline_entry(self._pager.page_size)
         large = [key for key, value in changes.items() if value is not None and len(key) + len(value) > limit]
         changes = changes.copy()
@@ -469,6 +468,8 @@ class WriteTransaction:
     def _free(self, pgnos: Iterable[int]) -> None:
         """Free pages; those that this transaction took since the last savepoint can be taken again."""
         own = self._allocated[-1]
+        if isinstance(pgnos, range) and pgnos.stop > self._database.high_water:  # a length may lie, and be huge
+            raise CorruptError("an overflow run reaches behind the end", pgno=pgnos.start)
         for pgno in pgnos:
             if pgno in own:
                 own.discard(pgno)

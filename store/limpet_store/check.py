@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import migrations
@@ -33,7 +33,7 @@ from .work import Work, count_rows
 SHOWN = 20  # quarantined rows that the report names one by one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CheckReport:
     """What a check found.
 
@@ -41,8 +41,8 @@ class CheckReport:
     warnings  what somebody should know, such as rows in quarantine
     """
 
-    errors: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -59,7 +59,7 @@ def check_tables(work: Work) -> CheckReport:
     errors += _check_counters(work, ARCHIVE)
     errors += _check_numbers(work)
     errors += _check_task_messages(work)
-    return CheckReport(tuple(errors), tuple(_quarantine(work)))
+    return CheckReport(errors, list(_quarantine(work)))
 
 
 def _check_schema(work: Work) -> Iterator[str]:

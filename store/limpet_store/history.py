@@ -82,8 +82,8 @@ def add(work: Work, key: str, messages: Sequence[Message], *, archive: bool) -> 
     meta, stored = open_session(work, key, now)
     generation = meta.generation
     active = work.counter(key, ACTIVE)
-    archived = work.counter(key, generation)
-    first = max(meta.message_count, active.next_seq if active else 0, archived.next_seq if archived else 0)
+    history = work.counter(key, generation)
+    first = max(meta.message_count, active.next_seq if active else 0, history.next_seq if history else 0)
     seqs = list(range(first, first + len(texts)))
 
     active_rows, archive_rows = work.view(MESSAGES.table), work.view(ARCHIVE.table)
@@ -98,8 +98,8 @@ def add(work: Work, key: str, messages: Sequence[Message], *, archive: bool) -> 
             archive_size += len(raw)
     work.put(COUNTERS, (key, ACTIVE), _more(active, seqs, active_size, 0), active)
     if archive:
-        work.put(COUNTERS, (key, generation), _more(archived, seqs, archive_size, now), archived)
-    elif archived is None:
+        work.put(COUNTERS, (key, generation), _more(history, seqs, archive_size, now), history)
+    elif history is None:
         mark_used(work, key, generation)
     work.put(SESSIONS, key, dataclasses.replace(meta, message_count=first + len(seqs), last_active=now), stored)
     return seqs

@@ -218,7 +218,7 @@ class Store(Families[Direct]):
         except limpet.CorruptError as error:
             if str(error) not in errors:
                 errors.append(str(error))
-        return CheckReport(tuple(errors), tuple(warnings))
+        return CheckReport(errors, warnings)
 
     def retention(
         self,

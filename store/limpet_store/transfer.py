@@ -7,9 +7,9 @@ not follow is that a generation number was used, which is the table "generations
 
   store        {"table":"store","key":"schema","row":{"version":1}}        the first line
   sessions     row: the record
-  generations  key: [session key, generation], row: the next sequence number
-  messages     key: [session key, seq], row: the message
   archive      key: [session key, generation, seq], row: [stored_at, message]
+  messages     key: [session key, seq], row: the message
+  generations  key: [session key, generation], row: the next sequence number
   tasks        key: arrival number, row: [attempts, task with its messages]
   jobs         key: id, row: [version, job]
   idempotency  key: the key, row: Unix seconds
@@ -106,6 +106,11 @@ def _key_json(key: object) -> str:
     return wire.encode(list(key) if isinstance(key, tuple) else key)
 
 
+def _on_one_line(text: str) -> str:
+    """A row's JSON without line ends; ours have none, but whatever else writes a row may indent it."""
+    return wire.encode(wire.loads(text)) if "\n" in text or "\r" in text else text
+
+
 def _shaped(key: Any, *kinds: type) -> Any:
     """A key of these types, a tuple when there are several; UndecodableError when it is not."""
     if len(kinds) == 1:
@@ -128,7 +133,7 @@ def _plain(rows: Rows[Any, Any], *kinds: type, text: bool = False, keep: bool = 
     def dump(work: Work) -> Iterator[tuple[str, str]]:
         for key, raw in work.view(rows.table).items():
             if work.decode(rows, key, raw) is not None:
-                yield _key_json(key), wire.encode(raw.decode()) if text else raw.decode()
+                yield _key_json(key), wire.encode(raw.decode()) if text else _on_one_line(raw.decode())
 
     def load(work: Work, key: Any, row: Any) -> bool:
         shaped = _shaped(key, *kinds)

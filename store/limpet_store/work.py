@@ -158,7 +158,8 @@ class Work:
         """
         raw = rows.encode(record).encode()
         view = self.view(rows.table)
-        if old is not None and view.get(key) == raw:
+        # Records that differ differ as text, which saves the look-up; equal ones need not be the same text (1 and 1.0).
+        if old is not None and record == old and view.get(key) == raw:
             return False
         view[key] = raw
         for index in rows.indexes:

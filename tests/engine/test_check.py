@@ -341,17 +341,18 @@ def test_a_truncated_file_is_reported_with_what_is_missing(patient: Patient, kee
     assert all(finding.table for finding in report.errors if finding.kind == "lost")
 
 
-def test_a_run_that_ends_too_early_is_reported(base: Path) -> None:
+@pytest.mark.parametrize("kind", ["leaf", "overflow"])
+def test_a_page_in_which_the_file_ends_is_reported(base: Path, kind: str) -> None:
     patient = Patient(base)
-    first, _ = patient.run("events")
+    pgno = patient.leaf() if kind == "leaf" else patient.run("events")[0]
 
     class CutFile(MemoryFile):
         def read(self, offset: int, size: int) -> bytes:
-            return super().read(offset, min(size, 300) if offset == first * PAGE_SIZE else size)
+            return super().read(offset, min(size, 300) if offset == pgno * PAGE_SIZE else size)
 
     report = check_on(CutFile(), patient)
-    assert kinds(report) == ["truncated"]
-    assert report.errors[0].pgno == first
+    assert kinds(report)[0] == "truncated"
+    assert (report.errors[0].pgno, report.errors[0].found) == (pgno, "300")
 
 
 def test_a_page_that_the_system_cannot_read_is_reported(base: Path) -> None:
@@ -531,7 +532,8 @@ def test_a_page_that_is_referred_to_twice_is_found(patient: Patient) -> None:
     double = [finding for finding in report.errors if finding.kind == "double"]
     assert [finding.pgno for finding in double] == [child]
     assert double[0].path[-2:] == (pgno, child)
-    assert [finding.kind for finding in report.warnings] == ["leak"]
+    assert [finding.kind for finding in report.warnings] == ["unreached"]
+    assert report.unreached_count == 1
 
 
 def test_a_page_that_two_tables_have_is_found(patient: Patient) -> None:
@@ -729,8 +731,8 @@ def test_a_damaged_catalogue_says_that_tables_are_lost_and_does_not_call_them_le
     assert kinds(report) == ["checksum"]
     assert report.errors[0].keys == "all tables"
     assert "catalogue" in report.errors[0].message
-    assert [finding.kind for finding in report.warnings] == ["leak"]
-    assert "belong to what cannot be read" in report.warnings[0].message
+    assert [finding.kind for finding in report.warnings] == ["unreached"]
+    assert (report.leaked_count, report.unreached_count > 100) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -956,6 +958,22 @@ def test_pages_of_a_commit_that_never_was_are_no_junk(patient: Patient) -> None:
     patient.put(end + 1, patient.sealed(bytes(run)))
     report = patient.report()
     assert (report.errors, report.warnings) == ([], [])
+
+
+def test_an_end_that_the_system_cannot_read_is_a_warning(base: Path) -> None:
+    patient = Patient(base)
+    end = patient.metas()[0][1].high_water * PAGE_SIZE
+    patient.data += bytes(PAGE_SIZE)
+
+    class FailingFile(MemoryFile):
+        def read(self, offset: int, size: int) -> bytes:
+            if offset >= end:
+                raise OSError(5, "Input/output error")
+            return super().read(offset, size)
+
+    report = check_on(FailingFile(), patient)
+    assert report.ok
+    assert [finding.kind for finding in report.warnings] == ["io"]
 
 
 def test_a_meta_that_claims_pages_without_end_takes_no_memory(patient: Patient) -> None:

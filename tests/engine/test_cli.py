@@ -1,4 +1,4 @@
-"""The command `limpet`: every verb, as text and as JSON, on files that are whole, damaged, cut off, foreign and empty."""
+"""The command `limpet`: every verb, as text and as JSON, on files that are whole, damaged, cut off, foreign, empty."""
 
 import datetime
 import json
@@ -87,8 +87,7 @@ class Run:
         try:
             self.code = main(list(map(str, call)))
         except SystemExit as end:
-            assert isinstance(end.code, int)
-            self.code = end.code
+            self.code = int(end.code or 0)
         self.out, self.err = capsys.readouterr()
 
     @property
@@ -156,9 +155,9 @@ def test_every_verb_on_a_file_that_was_cut_off(
     verb: str, as_json: bool, cut: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(capsys, *arguments(verb, cut), *["--json"] * as_json)
-    assert run.code == (0 if verb in ("page", "upgrade") else 2)
-    if as_json:
-        assert run.objects or verb == "tables"
+    assert run.code == (0 if verb == "upgrade" else 2)
+    if as_json and verb not in ("tables", "dump"):  # of which nothing is left
+        assert run.objects
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
@@ -381,9 +380,9 @@ def test_every_page_can_be_shown(whole: Path, capsys: pytest.CaptureFixture[str]
     for page in pages:
         if page.state in ("head", "reached"):
             run = Run(capsys, "page", whole, str(page.pgno))
-            assert run.code == 0 or page.kind == "overflow"
+            assert run.code == 0, run.out
             assert all(len(line) <= 100 for line in run.out.splitlines()), run.out
-    leaf = next(page for page in pages if page.table == "users" and page.kind == "leaf")
+    leaf = next(page for page in pages if (page.table, page.kind, page.state) == ("users", "leaf", "reached"))
     run = Run(capsys, "page", whole, str(leaf.pgno), "--hex")
     assert "user-0" in run.out
     assert f"{leaf.pgno * 512:08x}      0  " in run.out

@@ -162,7 +162,11 @@ def pages_of_kind(path: Path, kind: int, level: int = 0) -> list[int]:
     found = []
     for pgno in range(format.FIRST_NODE_PGNO, len(data) // PAGE_SIZE):
         header = format.decode_page_header(data[pgno * PAGE_SIZE :][: format.PAGE_HEADER_SIZE])
-        if (header.kind, header.level, header.pgno) == (kind, level, pgno) and header.tree_id >= format.FIRST_TABLE_TREE:
+        if (header.kind, header.level, header.pgno) == (
+            kind,
+            level,
+            pgno,
+        ) and header.tree_id >= format.FIRST_TABLE_TREE:
             found.append(pgno)
     return found
 

@@ -47,6 +47,10 @@ class StubbornFile(OSFile):
         self.plan.call("meta" if len(data) == META_SIZE else "write")
         super().write(offset, data)
 
+    def write_synced(self, offset: int, data: bytes) -> None:
+        self.write(offset, data)  # in two calls, so that each can fail
+        self.sync()
+
     def grow(self, size: int) -> None:
         self.plan.call("grow")
         super().grow(size)

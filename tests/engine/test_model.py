@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import limpet
 
@@ -189,9 +196,7 @@ class Machine(RuleBasedStateMachine):
             txn.rename(mark, name)
             model[name] = model.pop(mark)
 
-    def look(
-        self, txn: limpet.WriteTransaction, view: limpet.TableView, model: Model, name: str, *how: int
-    ) -> None:
+    def look(self, txn: limpet.WriteTransaction, view: limpet.TableView, model: Model, name: str, *how: int) -> None:
         start, stop, reverse = key_of(name, how[0]), key_of(name, how[1]), bool(how[2])
         content = model.get(name, {})
         assert view.get(start) == content.get(start)

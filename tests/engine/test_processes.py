@@ -318,7 +318,9 @@ COMMITTERS = """
 
 @posix_only
 @pytest.mark.slow
-@pytest.mark.parametrize(("durability", "page_size", "rounds"), [("sync", 4096, 110), ("os", 512, 50), ("none", 1024, 20)])
+@pytest.mark.parametrize(
+    ("durability", "page_size", "rounds"), [("sync", 4096, 110), ("os", 512, 50), ("none", 1024, 20)]
+)
 def test_no_acknowledged_commit_is_lost_when_the_process_is_killed_again_and_again(
     open_db: Opener, db_path: Path, tmp_path: Path, seed: int, durability: str, page_size: int, rounds: int
 ) -> None:
@@ -346,7 +348,9 @@ def test_no_acknowledged_commit_is_lost_when_the_process_is_killed_again_and_aga
                 newest = txn[latest].get("newest", 0)
                 if durability != "none":  # which promises nothing until a stronger commit, or a flush
                     assert acknowledged <= newest <= acknowledged + 1, f"turn {turn} of seed {seed}"
-                assert list(txn[log]) == list(range(max(1, newest - 149), newest + 1))  # whole commits, a prefix of them
+                assert list(txn[log]) == list(
+                    range(max(1, newest - 149), newest + 1)
+                )  # whole commits, a prefix of them
                 for number, value in txn[log].items():
                     assert value == random.Random(number).randbytes(number * 37 % 3000)
                 assert max(txn[latest].values(), default=0) == newest

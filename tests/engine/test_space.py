@@ -223,9 +223,7 @@ def memory_of(db: limpet.Database) -> int:
 
 
 @pytest.mark.parametrize("cache_size", [0, 100_000, 1_000_000])
-def test_the_cache_keeps_to_its_size_in_real_memory(
-    open_db: Opener, db_path: Path, seed: int, cache_size: int
-) -> None:
+def test_the_cache_keeps_to_its_size_in_real_memory(open_db: Opener, db_path: Path, seed: int, cache_size: int) -> None:
     rng = random.Random(seed)
     with open_db(db_path) as db, db.write() as txn:
         txn[NUMBERS].update({number: bytes(150) for number in range(20_000)})

@@ -31,7 +31,7 @@ def play(db_path: Path, clock: Any) -> Callable[..., None]:
 
         asyncio.run(main())
         with Store.open(db_path) as store:
-            assert store.check().errors == ()
+            assert store.check().errors == []
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("limpet")]
 
     return run

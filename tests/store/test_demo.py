@@ -19,7 +19,7 @@ from limpet_store.demo import driver, report, script, sources, worker
 from limpet_store.demo.ledger import Ledger, ProtocolError, Talk
 from limpet_store.demo.screen import Screen
 from limpet_store.demo.script import Session, Step
-from limpet_store.demo.sources import SourceError, Turn
+from limpet_store.demo.sources import Dialogue, SourceError, Turn
 from limpet_store.demo.verify import verify_sessions, verify_tasks
 from limpet_store.schema import ARCHIVE, MESSAGES, TASK_IDS, TASKS
 
@@ -31,7 +31,15 @@ KEY = "agent:main:web:direct:u1"
 # --- the whole of it -------------------------------------------------------------------------------------------------
 
 
-def test_a_day_with_three_kills_loses_nothing(db_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def dialogues() -> list[Dialogue]:
+    """The corpus, read once."""
+    return sources.corpus()
+
+
+def test_a_day_with_three_kills_loses_nothing(
+    db_path: Path, dialogues: list[Dialogue], capsys: pytest.CaptureFixture[str]
+) -> None:
     code = main(["demo", "--sessions", "2", "--kills", "3", "--seed", str(SEED), "--store", str(db_path)])
     told = " ".join(capsys.readouterr().out.split())
     assert code == 0, told
@@ -46,7 +54,7 @@ def test_a_day_with_three_kills_loses_nothing(db_path: Path, capsys: pytest.Capt
         assert all(task.status is TaskStatus.DONE and task.notified for task in store.tasks.list())
         archived = sum(store.archive.stat(key).total_messages for key in keys)
     assert f"{archived:,} acknowledged lines" in told
-    planned = script.from_corpus(sources.corpus(), random.Random(SEED))[:2]
+    planned = script.from_corpus(dialogues, random.Random(SEED))[:2]
     assert archived == 2 * sum(step.turn is not None for session in planned for step in session.steps)
 
 
@@ -175,14 +183,12 @@ def write_transcripts(folder: Path) -> None:
     (folder / "b.jsonl").write_text('not JSON\n{"neither": "role"}\n\n' + json.dumps({"messages": conversation}))
 
 
-def test_the_corpus_gives_dialogues_in_many_languages() -> None:
-    dialogues = sources.corpus()
+def test_the_corpus_gives_dialogues_in_many_languages(dialogues: list[Dialogue]) -> None:
     assert len({dialogue.origin for dialogue in dialogues}) >= 20
     assert all(line.strip() for dialogue in dialogues for turn in dialogue.turns for line in turn)
 
 
-def test_the_same_seed_gives_the_same_sessions_and_every_line_is_said_once() -> None:
-    dialogues = sources.corpus()
+def test_the_same_seed_gives_the_same_sessions_and_every_line_is_said_once(dialogues: list[Dialogue]) -> None:
     once, again = (script.from_corpus(dialogues, random.Random(SEED)) for _ in range(2))
     assert once == again
     assert len({session.key for session in once}) == len(once)

@@ -444,7 +444,7 @@ def test_every_family_does_what_the_model_does(db_path: Path, clock: Any, seed: 
                 player.compare(tx)
         else:
             report = store.check()
-            assert (report.errors, report.warnings) == ((), ())
+            assert (report.errors, report.warnings) == ([], [])
             store.close()
             store = open_store()
     player.compare(store)
@@ -453,6 +453,6 @@ def test_every_family_does_what_the_model_does(db_path: Path, clock: Any, seed: 
     with Store.open(":memory:", clock=clock) as copied:
         assert copied.import_jsonl(stream.getvalue().splitlines()).ok
         player.compare(copied)
-        assert copied.check().errors == ()
+        assert copied.check().errors == []
     assert store.check().ok
     store.close()

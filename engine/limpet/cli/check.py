@@ -64,13 +64,18 @@ def run(arguments: argparse.Namespace) -> int:
         emit("report", {**counts, "exit": code})
         return code
     if report.txid is not None:
+        lost = (
+            f"{report.leaked_count} leaked" if not report.unreached_count else f"{report.unreached_count} not reached"
+        )
         print(
             f"commit {report.txid}: {plural(report.reached_count, 'page')} in use, {report.free_count} free, "
-            f"{report.leaked_count} leaked; checked in {time.monotonic() - started:.1f} s"
+            f"{lost}; checked in {time.monotonic() - started:.1f} s"
         )
     if not report.ok and report.older_txid is not None:
         whole = "is whole" if report.older_ok else "is damaged too"
         print(f"commit {report.older_txid}, the one before, {whole}")
+    if not report.ok:
+        print(f"`limpet dump {arguments.file}` writes what can be read")
     if code == FINE:
         print("clean")
     else:

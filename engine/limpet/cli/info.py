@@ -70,8 +70,8 @@ def _fields(info: Info) -> list[tuple[str, object]]:
         pages = f", {plural(count, 'page')} of {info.page_size} bytes"
     fields.append(("file", f"{info.filename}, {human(info.file_size)}{pages}"))
     if info.problem is not None:
-        fields.append(("header", info.problem.removeprefix(f"{info.filename}: ")))
-    fields += [("guessed", text) for text in info.notes]
+        fields.append(("header", info.problem))
+    fields += [("instead", text) for text in info.notes]
     header = info.header
     if header is not None:
         kind = KIND_NAMES[header.checksum_kind]

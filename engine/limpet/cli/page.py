@@ -34,7 +34,7 @@ examples
 """
 
 _NAMES = {"first_bit": "first bit", "key_size": "key size", "value_size": "value size", "entry_count": "entries"}
-_HIDDEN = {"problem", "checksum"}
+_HIDDEN = {"problem", "checksum", "separator"}  # the keys say it better; JSON has all
 
 
 def add(verbs: Verbs) -> None:

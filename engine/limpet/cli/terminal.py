@@ -95,8 +95,8 @@ def inspected(arguments: argparse.Namespace) -> Iterator[Inspection]:
 
 
 def code_of(inspection: Inspection, code: int = FINE) -> int:
-    """The exit code of a verb that read what it wanted: a damaged header still is damage."""
-    return code if inspection.problem is None else DAMAGED
+    """The exit code of a verb that read what it wanted: a file that cannot be opened still is damaged."""
+    return code if inspection.problem is None and inspection.commit_problem is None else DAMAGED
 
 
 def parse_key(text: str, codec: KeyCodec) -> Any:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.store if args.target is None else args.target
     # The import writes once and reads nothing twice: a larger cache would only cost memory.
     open_store = functools.partial(Store.open, tier=MemoryTier.LOW, lock_timeout=args.wait)
-    errors: tuple[str, ...] = ()
+    errors: list[str] = []
     with RedbFile(args.file, slot=args.slot, lock_timeout=args.wait) as source:
         progress = _bar(args)
         if not os.path.lexists(target):
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return OK if report.complete and report.adds_up and not errors else FAILED
 
 
-def _tell(args: argparse.Namespace, target: str, report: RedbImport, errors: tuple[str, ...]) -> None:
+def _tell(args: argparse.Namespace, target: str, report: RedbImport, errors: list[str]) -> None:
     if args.json:
         print_json(report.to_dict() | {"store": target, "errors": errors})
         return

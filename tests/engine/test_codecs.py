@@ -1,0 +1,187 @@
+"""Codecs: encoded keys sort like the values, everything comes back, damage is reported. With Hypothesis."""
+
+import datetime
+import math
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import limpet
+from limpet import codecs
+from limpet.codecs import Codec, TupleCodec
+
+TIMES = st.datetimes(timezones=st.just(datetime.UTC))
+VALUES: dict[Codec, st.SearchStrategy[Any]] = {
+    limpet.BYTES: st.one_of(st.binary(max_size=20), st.lists(st.sampled_from([0, 1, 2, 255]), max_size=8).map(bytes)),
+    limpet.STR: st.one_of(st.text(max_size=20), st.text(st.sampled_from("\0\x01\x02a\uffff\U0010ffff"), max_size=6)),
+    limpet.INT: st.integers(-(2**63), 2**63 - 1),
+    limpet.FLOAT: st.floats(allow_nan=False),
+    limpet.BOOL: st.booleans(),
+    limpet.UUID: st.uuids(),
+    limpet.DATETIME: TIMES,
+}
+KEYS = st.sampled_from(list(VALUES))
+
+
+@pytest.mark.parametrize("codec", list(VALUES), ids=repr)
+def test_a_key_sorts_as_bytes_as_its_value_does_in_python(codec: Codec) -> None:
+    @given(VALUES[codec], VALUES[codec])
+    def check(a: Any, b: Any) -> None:
+        assert codec.encode_key is not None
+        left, right = codec.encode_key(a), codec.encode_key(b)
+        assert (left < right) == (a < b)
+        assert (left == right) == (a == b)
+
+    check()
+
+
+@pytest.mark.parametrize("codec", list(VALUES), ids=repr)
+def test_a_key_and_a_value_come_back_as_they_were(codec: Codec) -> None:
+    @given(VALUES[codec])
+    def check(value: Any) -> None:
+        assert codec.encode_key is not None
+        assert codec.decode_key is not None
+        key = codec.encode_key(value)
+        assert codec.decode_key(key) == value
+        assert type(codec.decode_key(key)) is type(value)
+        assert codec.decode_value(codec.encode_value(value)) == value
+        assert not codec.size or len(key) == codec.size
+
+    check()
+
+
+@given(st.data(), st.lists(KEYS, min_size=1, max_size=4))
+def test_tuples_sort_element_by_element_and_come_back(data: st.DataObject, shape: list[Codec]) -> None:
+    codec = TupleCodec(tuple(shape))
+    tuples = st.tuples(*(VALUES[each] for each in shape))
+    a, b = data.draw(tuples), data.draw(tuples)
+    common = data.draw(st.integers(0, len(shape)))  # a common beginning, so that later elements decide too
+    b = a[:common] + b[common:]
+    left, right = codec.encode(a), codec.encode(b)
+    assert (left < right) == (a < b)
+    assert (left == right) == (a == b)
+    assert codec.decode(left) == a
+
+
+@given(st.data(), st.lists(KEYS, min_size=1, max_size=4))
+def test_a_shorter_tuple_is_a_prefix_of_its_extensions_and_sorts_before_them(
+    data: st.DataObject, shape: list[Codec]
+) -> None:
+    codec = TupleCodec(tuple(shape))
+    whole = data.draw(st.tuples(*(VALUES[each] for each in shape)))
+    other = data.draw(st.tuples(*(VALUES[each] for each in shape)))
+    size = data.draw(st.integers(0, len(shape)))
+    bound = codec.encode_bound(whole[:size])
+    assert codec.encode(whole).startswith(bound)
+    assert codec.encode(other).startswith(bound) == (other[:size] == whole[:size])
+    assert (codec.encode(other) < bound) == (other < whole[:size])
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(JSON_VALUES)
+def test_json_comes_back_as_it_was(value: Any) -> None:
+    assert limpet.JSON.decode_value(limpet.JSON.encode_value(value)) == value
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_decode_or_are_a_corrupt_error(data: bytes) -> None:
+    for codec in codecs.CODECS.values():
+        for decode in (codec.decode_key, codec.decode_value):
+            if decode is not None:
+                try:
+                    decode(data)
+                except limpet.CorruptError as error:
+                    assert str(error)
+    for shape in ((limpet.STR,), (limpet.STR, limpet.INT), (limpet.BOOL, limpet.BYTES, limpet.DATETIME)):
+        try:
+            TupleCodec(shape).decode(data)
+        except limpet.CorruptError as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("codec", "key", "encoded"),
+    [
+        (limpet.BYTES, b"\0a", "0061"),
+        (limpet.STR, "é", "c3a9"),
+        (limpet.INT, 0, "8000000000000000"),
+        (limpet.INT, -1, "7fffffffffffffff"),
+        (limpet.FLOAT, 1.0, "bff0000000000000"),
+        (limpet.FLOAT, -1.0, "400fffffffffffff"),
+        (limpet.FLOAT, -0.0, "8000000000000000"),
+        (limpet.BOOL, True, "01"),
+        (limpet.UUID, uuid.UUID(int=258), "00000000000000000000000000000102"),
+        (limpet.DATETIME, datetime.datetime(1970, 1, 1, 0, 0, 1, tzinfo=datetime.UTC), "80000000000f4240"),
+    ],
+    ids=repr,
+)
+def test_the_bytes_of_a_key_are_those_of_the_format(codec: Codec, key: Any, encoded: str) -> None:
+    """Files keep these bytes for ever: a change here is a new format."""
+    assert codec.encode_key is not None
+    assert codec.encode_key(key).hex() == encoded
+
+
+@pytest.mark.parametrize(
+    ("shape", "key", "encoded"),
+    [
+        ((limpet.STR,), ("a",), "6100"),
+        ((limpet.BYTES, limpet.BOOL), (b"\0\1\2", True), "01010102020001"),
+        ((limpet.INT, limpet.STR), (1, ""), "800000000000000100"),
+    ],
+)
+def test_the_bytes_of_a_tuple_are_those_of_the_format(shape: tuple[Codec, ...], key: Any, encoded: str) -> None:
+    assert TupleCodec(shape).encode(key).hex() == encoded
+
+
+def test_the_numbers_of_the_codecs_are_those_of_the_format() -> None:
+    assert {number: codec.name for number, codec in codecs.CODECS.items()} == dict(
+        enumerate("BYTES STR INT FLOAT BOOL UUID DATETIME JSON".split(), 1)
+    )
+    assert repr(limpet.STR) == "limpet.STR"
+
+
+def test_key_codecs_are_described_and_read_back() -> None:
+    for key in (limpet.STR, (limpet.STR,), (limpet.INT, limpet.BYTES, limpet.UUID)):
+        assert codecs.key_codec(*codecs.describe_key(key), "t") == key
+    with pytest.raises(limpet.CorruptError):
+        codecs.key_codec(0, b"\x08", "t")  # JSON is no key
+    with pytest.raises(limpet.CorruptError):
+        codecs.key_codec(1, b"\x63", "t")
+    with pytest.raises(limpet.CorruptError):
+        codecs.value_codec(0, "t")
+
+
+def test_json_is_compact_and_readable_bytes() -> None:
+    assert limpet.JSON.encode_value({"é": [1, 2.5, None]}) == '{"é":[1,2.5,null]}'.encode()
+    with pytest.raises(limpet.CorruptError):
+        limpet.JSON.decode_value(b"{")
+    with pytest.raises(limpet.CorruptError):
+        limpet.JSON.decode_value(b"\xff")
+
+
+def test_subclasses_of_the_types_are_taken_for_what_they_are() -> None:
+    class Number(int):
+        pass
+
+    class Text(str):
+        __slots__ = ()
+
+    assert limpet.INT.encode_value(Number(5)) == limpet.INT.encode_value(5)
+    assert limpet.STR.encode_value(Text("a")) == b"a"
+    assert limpet.BYTES.encode_value(bytearray(b"a")) == limpet.BYTES.encode_value(memoryview(b"a")) == b"a"
+
+
+def test_infinities_are_the_ends_of_the_order_of_floats() -> None:
+    assert limpet.FLOAT.encode_key is not None
+    lowest, highest = limpet.FLOAT.encode_key(-math.inf), limpet.FLOAT.encode_key(math.inf)
+    for value in (-1.7976931348623157e308, 0.0, 5e-324, 1.7976931348623157e308):
+        assert lowest < limpet.FLOAT.encode_key(value) < highest
