@@ -124,7 +124,8 @@ def _block(path: Path) -> Iterator[Callable[[Row], None]]:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def write(row: Row) -> None:
-        os.pwrite(file, row[1].ljust(4096, b"\0"), 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, row[1].ljust(4096, b"\0"))
         sync(file)
 
     try:

@@ -3,7 +3,7 @@
 The shape comes from field reports: thousands of sessions, 1,400 bytes a message on average, of which 1.3 % of the
 messages (tool output, images) hold 80 %. Memory is measured in a fresh process that does nothing but read:
 
-    python -m benchmarks.history STORE SESSIONS READS SEED
+    python -m benchmarks.history STORE SESSIONS MESSAGES READS SEED NUMBER
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def run(run: Run) -> Result:
             loaded["sqlite3"][0] += timed(partial(_load_sqlite, sqlite, batch))
             if number % 10 == 0:
                 run.progress(f"loaded {size / 1e6:.0f} MB")
+        used = {OURS: [store.database.stats().live_size / 1e6], "sqlite3": [sqlite.used_size() / 1e6]}
     sqlite.close()
     result = Result(
         "history",
@@ -77,16 +78,18 @@ def run(run: Run) -> Result:
     result.add("load everything, every message twice (active and archive), not durable", loaded, "s")
     files = {OURS: path, "sqlite3": folder / "store.sqlite"}
     result.add_numbers("size of the file", {name: [file.stat().st_size / 1e6] for name, file in files.items()}, "MB")
-    _read(run, result, files, sessions, reads)
+    result.add_numbers("of that, in use", used, "MB")
+    _read(run, result, files, _visits(counts, reads, Random(run.seed)))
     growth: dict[str, list[float]] = {OURS: []}
     for number in range(run.size(3, quick=1)):
         run.progress(f"memory of a reading process, {number + 1}")
-        found = json.loads(answer_of(child("history", path, sessions, reads, run.seed + number)))
+        found = json.loads(answer_of(child("history", path, sessions, count, reads, run.seed, number)))
         if found is not None:
             growth[OURS].append(found / MIB)
     if growth[OURS]:
         result.add_numbers("growth of anonymous memory of a reading process", growth, "MiB")
-    result.aim("list sessions, median", result.median("list the keys of all sessions"), 50.0, "ms")
+    for what in ("list the keys of all sessions", "list all sessions with everything known"):
+        result.aim(f"{what}, median", result.median(what), 50.0, "ms")
     result.aim("load recent 50, median", result.median("load recent 50"), 2.0, "ms")
     result.aim("archive stat, median", result.median("archive stat"), 1.0, "ms")
     result.aim("largest growth of anonymous memory", max(growth[OURS], default=None), 30.0, "MiB")
@@ -96,7 +99,8 @@ def run(run: Run) -> Result:
             "sessions. The size is not the same here, the number of sessions is."
         )
     result.note(
-        "Sessions are read at random, from the operating system's cache after the stores were closed and opened again. "
+        "Sessions are read at random, long ones more often (as often as they have messages), from the operating "
+        "system's cache after the stores were closed and opened again. "
         "Random text does not compress; nothing here compresses anything."
     )
     result.note(
@@ -106,9 +110,8 @@ def run(run: Run) -> Result:
     return result
 
 
-def _read(run: Run, result: Result, files: dict[str, Path], sessions: int, reads: int) -> None:
-    random = run.random()
-    keys = [_key(random.randrange(sessions)) for _ in range(reads)]
+def _read(run: Run, result: Result, files: dict[str, Path], keys: list[str]) -> None:
+    reads = len(keys)
     sqlite = SQLiteStore(files["sqlite3"], cache_size=TIER.cache_size)
     with Store.open(files[OURS], tier=TIER) as store:
         compared: list[tuple[str, Operation, Operation, int]] = [
@@ -146,6 +149,11 @@ def _messages_of(sessions: int, count: int, random: Random) -> list[int]:
     weights = [random.paretovariate(1.2) for _ in range(sessions)]
     scale = (count - 2 * sessions) / sum(weights)
     return [2 + int(weight * scale) for weight in weights]
+
+
+def _visits(counts: list[int], reads: int, random: Random) -> list[str]:
+    """Which sessions are read: those with many messages more often, as users do."""
+    return [_key(number) for number in random.choices(range(len(counts)), weights=counts, k=reads)]
 
 
 def _batches(counts: list[int], random: Random) -> Iterator[list[tuple[str, list[Message]]]]:
@@ -191,9 +199,9 @@ def _load_sqlite(store: SQLiteStore, batch: list[tuple[str, list[Message]]]) -> 
             store.append_many(key, messages)
 
 
-def _measure(path: Path, sessions: int, reads: int, seed: int) -> int | None:
+def _measure(path: Path, sessions: int, count: int, reads: int, seed: int, number: int) -> int | None:
     """Growth of anonymous memory while everything that is measured above is done, in bytes."""
-    random = Random(seed)
+    keys = _visits(_messages_of(sessions, count, Random(seed)), reads * 3, Random(seed + number))
     before = anonymous_memory()
     if before is None:
         return None
@@ -204,15 +212,14 @@ def _measure(path: Path, sessions: int, reads: int, seed: int) -> int | None:
             store.archive.stat,
             lambda key: store.archive.tail(key, 20),
         )
-        for number in range(reads):
-            for operation in operations:
-                operation(_key(random.randrange(sessions)))
-                largest = max(largest, anonymous_memory() or 0)
-            if number % 100 == 0:
+        for at, key in enumerate(keys):
+            operations[at % len(operations)](key)
+            largest = max(largest, anonymous_memory() or 0)
+            if at % 300 == 0:
                 store.sessions.list()
                 largest = max(largest, anonymous_memory() or 0)
     return largest - before
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(Path(sys.argv[1]), *map(int, sys.argv[2:5]))))
+    print(json.dumps(_measure(Path(sys.argv[1]), *map(int, sys.argv[2:7]))))

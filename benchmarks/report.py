@@ -71,7 +71,9 @@ def render(result: Result, machine: Mapping[str, object], *, seed: int, mode: st
         for target in result.targets:
             lines += textwrap.wrap(verdict(target), WIDTH, initial_indent="  ", subsequent_indent=" " * 10)
     losses = list(losing(result))
-    lines += ["", "where Limpet loses", *(f"  {loss}" for loss in losses or ["nowhere in this workload"])]
+    lines += ["", "where Limpet loses"]
+    for loss in losses or ["nowhere in this workload"]:
+        lines += textwrap.wrap(loss, WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     if result.notes:
         lines += ["", "notes"]
         for note in result.notes:

@@ -69,8 +69,9 @@ CREATE INDEX idempotency_times ON idempotency (at);
 CREATE TABLE cron (id TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 """
 
-EXPIRED = (
-    "expires_at IS NOT NULL AND (status = 'Pending' OR (notified AND status IN ('Done', 'Failed', 'Dead')))"
+EXPIRED = (  # SQLite would look at all finished tasks instead
+    "tasks INDEXED BY tasks_expiry WHERE expires_at IS NOT NULL"
+    " AND (status = 'Pending' OR (notified AND status IN ('Done', 'Failed', 'Dead')))"
     " AND expires_at < ?"
 )
 
@@ -203,8 +204,8 @@ class SQLiteStore:
         """Delete the tasks whose time is over."""
         with self.write() as execute:
             now = self._now()
-            execute(f"DELETE FROM task_messages WHERE arrival IN (SELECT arrival FROM tasks WHERE {EXPIRED})", (now,))
-            return execute(f"DELETE FROM tasks WHERE {EXPIRED}", (now,)).rowcount
+            execute(f"DELETE FROM task_messages WHERE arrival IN (SELECT arrival FROM {EXPIRED})", (now,))
+            return execute(f"DELETE FROM {EXPIRED}", (now,)).rowcount
 
     # --- conversations -----------------------------------------------------------------------------------------------
 
@@ -322,6 +323,13 @@ class SQLiteStore:
     def cron_items(self) -> list[tuple[str, str]]:
         """All scheduled jobs."""
         return self._read("SELECT id, text FROM cron ORDER BY id")
+
+    def used_size(self) -> int:
+        """Bytes of the pages in use."""
+        pages, free, size = (
+            self._read(f"PRAGMA {name}")[0][0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
 
     def _read(self, statement: str, arguments: tuple[Any, ...] = ()) -> list[Any]:
         return self.connection().execute(statement, arguments).fetchall()

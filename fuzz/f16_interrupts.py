@@ -24,6 +24,8 @@ from .workloads import Step, apply_to_model, apply_to_transaction
 
 _ERRORS: tuple[type[BaseException], ...] = (KeyboardInterrupt, MemoryError)
 _NOT_LINES = ("/fuzz/", "/testing/")  # our own lines do not count
+# Between the taking of a lock and the `try` that gives it back no program in Python can guard itself, nor in __del__.
+_NOT_IN = ("__del__", "write")
 
 
 def run(budget: Budget) -> None:
@@ -50,7 +52,7 @@ class _Tracer:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
         name = frame.f_code.co_filename
-        if "limpet" not in name or any(part in name for part in _NOT_LINES) or frame.f_code.co_name == "__del__":
+        if "limpet" not in name or any(part in name for part in _NOT_LINES) or frame.f_code.co_name in _NOT_IN:
             return None
         return self.line
 

@@ -923,7 +923,7 @@ class Checker:
             if header is not None and header.pgno == first and header.kind in PAGE_KIND_NAMES:
                 table = self.table_names.get(header.tree_id)
                 whose = f"table {table!r}" if table is not None else f"tree {header.tree_id}"
-                origin = f"; last a {PAGE_KIND_NAMES[header.kind]} page of {whose} in commit {header.txid}"
+                origin = f"; last used by commit {header.txid}, as {PAGE_KIND_NAMES[header.kind]} page of {whose}"
             self._add(
                 Finding(
                     "leak",

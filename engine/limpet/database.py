@@ -399,7 +399,8 @@ class Database:
         self._clean = choice.clean
         self._last_txid = max([self._last_txid, *(int(meta.txid) for meta in choice.found if isinstance(meta, Meta))])
         self._capacity = file.size() // header.page_size
-        self._grew = self._unsynced = not choice.clean  # what a dead process wrote may be in the cache only
+        self._unsynced = not choice.clean  # what a dead process wrote may be in the cache only,
+        self._grew = not choice.clean or self._capacity > meta.high_water  # and so may space that it added
         self._space: FreeSpace | None = None
         self._catalogue_root = int(meta.catalogue_root)
         self._dirty_tables: set[str] = set()
@@ -481,13 +482,11 @@ class Database:
         returns  a ReadTransaction; close it, best with `with`
         raises   ClosedError, PoisonedError
         """
-        pins = self._pins
         while True:
             snapshot = self._published
             if snapshot is None:  # closed, poisoned, or inherited by a fork
                 raise self._error()
-            transaction = ReadTransaction(self, snapshot)
-            pins[id(transaction)] = snapshot.txid
+            transaction = ReadTransaction(self._pins, snapshot)
             if self._published is snapshot:
                 return transaction
             transaction.close()

@@ -104,6 +104,7 @@ class FreeSpace:
         self._cursor = 0
         self._dirty: set[int] = set()  # level-0 indexes whose bits changed since the last flush
         self._pending: deque[Pending] = deque()
+        self._old_pending_count = 0  # pages in _pending; `os` commits ask each time
         self._pending_young: deque[Pending] = deque()
         self.free_count = int.from_bytes(bits, "little").bit_count()
 
@@ -227,6 +228,7 @@ class FreeSpace:
             if pgnos:
                 added.append(Pending(txid, pgnos))
                 queue.append(added[-1])
+        self._old_pending_count += len(freed)
         return added
 
     def undo(self, allocated: Sequence[int], pending: Iterable[Pending]) -> None:
@@ -234,6 +236,8 @@ class FreeSpace:
         for entry in pending:
             queue = self._pending if entry in self._pending else self._pending_young
             queue.remove(entry)
+            if queue is self._pending:
+                self._old_pending_count -= len(entry.pgnos)
             self.mark_used(entry.pgnos)
         self.mark_free(allocated)
         self.give_back(allocated)
@@ -275,6 +279,8 @@ class FreeSpace:
         for queue, limit in ((self._pending, horizon), (self._pending_young, young_horizon)):
             while queue and queue[0].txid <= limit:
                 pgnos = queue.popleft().pgnos
+                if queue is self._pending:
+                    self._old_pending_count -= len(pgnos)
                 self.give_back(pgnos)
                 reclaimed.extend(pgnos)
         return reclaimed
@@ -297,7 +303,7 @@ class FreeSpace:
                 else:
                     pending.append(pgno)
         if pending:
-            self._pending.append(Pending(txid, pending))
+            self.add_pending(txid, pending)
 
     @property
     def pending_count(self) -> int:
@@ -307,7 +313,7 @@ class FreeSpace:
     @property
     def old_pending_count(self) -> int:
         """Pages freed that only a newer durable commit will release."""
-        return sum(len(entry.pgnos) for entry in self._pending)
+        return self._old_pending_count
 
     def retained_by_readers(self, horizon: int, oldest: int) -> int:
         """Pages freed up to `horizon` that only snapshots, the oldest of them `oldest`, hold back."""

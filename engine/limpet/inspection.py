@@ -431,15 +431,18 @@ class Inspection:
             if self._choice.problem is None or not self._has_moved():
                 return
 
-    def _has_moved(self) -> bool:
-        """Whether the chosen commit may have been written over since."""
+    def _has_moved(self, *, older: bool = False) -> bool:
+        """Whether the chosen commit, or the older one too, may have been written over since."""
         if self._pager is None or self._choice is None:
             return False
         now = {(meta.txid, meta.nonce) for meta in read_metas(self._pager) if isinstance(meta, Meta)}
         meta = self._choice.meta
         if meta is None:
-            before = {(meta.txid, meta.nonce) for meta in self._choice.found if isinstance(meta, Meta)}
-            return now != before
+            return now != {(meta.txid, meta.nonce) for meta in self._choice.found if isinstance(meta, Meta)}
+        if older and self._choice.older is not None:
+            before = self._choice.older
+            if (before.txid, before.nonce) not in now:
+                return True
         return (meta.txid, meta.nonce) not in now
 
     def close(self) -> None:
@@ -636,7 +639,7 @@ class Inspection:
             checker = Checker(self._pager, meta, older, progress, quick=quick)
             checker.run()
             report = checker.report
-            if (report.ok and not report.warnings) or not self._has_moved():
+            if (report.ok and not report.warnings) or not self._has_moved(older=True):
                 return checker, False
             found = {(finding.kind, finding.pgno, finding.table) for finding in report.errors}
             seen = found if seen is None else seen & found

@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
+from operator import add
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from . import btree
@@ -57,6 +58,7 @@ class Tree(Protocol):
     def load(self, stored: bytes) -> bytes: ...
     def entry_count(self) -> int: ...
     def set(self, key: bytes, value: bytes) -> None: ...
+    def set_many(self, keys: list[bytes], values: list[bytes]) -> None: ...
     def delete(self, key: bytes) -> bool: ...
     def delete_range(self, low: bytes | None, high: bytes | None) -> int: ...
     def clear(self) -> None: ...
@@ -110,6 +112,9 @@ class SnapshotTree:
         return self._count
 
     def set(self, key: bytes, value: bytes) -> None:
+        self._refuse()
+
+    def set_many(self, keys: list[bytes], values: list[bytes]) -> None:
         self._refuse()
 
     def delete(self, key: bytes) -> bool:
@@ -307,6 +312,32 @@ class WorkingTree:
         if self._grown > _REPORTED:
             self._report()
 
+    def set_many(self, keys: list[bytes], values: list[bytes]) -> None:
+        """As `set` for each, at half the cost."""
+        if self._owner.undo is not None:
+            for key, value in zip(keys, values, strict=True):
+                self.set(key, value)
+            return
+        overlay = self.overlay
+        if self.root:
+            added = {key for key in keys if key not in overlay}
+            self.unresolved |= added
+            self.delta += sum(overlay[key] is None for key in set(keys) - added)
+            overlay.update(zip(keys, values, strict=True))
+        else:
+            before = len(overlay)  # no deletes in here: there is nothing below to delete
+            overlay.update(zip(keys, values, strict=True))
+            self.delta += len(overlay) - before
+        self._sorted = None
+        self.version += 1
+        self.changed = True
+        sizes = list(map(add, map(len, keys), map(len, values)))
+        if max(sizes) > self._inline_limit:
+            self.has_large = True
+        self._grown += sum(sizes) + _ENTRY_OVERHEAD * len(sizes)
+        if self._grown > _REPORTED:
+            self._report()
+
     def _report(self) -> None:
         grown, self._grown = self._grown, 0
         self._owner.grown(grown)
@@ -413,7 +444,7 @@ class _EndedTree:
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise ClosedError("the transaction has ended; tables and iterators are valid inside it only")
 
-    get = has = scan = load = entry_count = set = delete = delete_range = clear = create = _refuse
+    get = has = scan = load = entry_count = set = set_many = delete = delete_range = clear = create = _refuse
 
 
 ENDED: Tree = _EndedTree()

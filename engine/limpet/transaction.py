@@ -52,23 +52,23 @@ Undo = list[tuple[Callable[..., None], tuple[Any, ...]]]
 class Snapshot:
     """One commit, as readers see it: the tables and where they are. Immutable, but for a memory of look-ups."""
 
-    __slots__ = ("_trees", "next_tree_id", "pager", "tables", "txid")
+    __slots__ = ("next_tree_id", "pager", "tables", "trees", "txid")
 
     def __init__(self, txid: Txid, tables: dict[str, TableInfo], next_tree_id: int, pager: Pager) -> None:
         self.txid = txid
         self.tables = tables
         self.next_tree_id = next_tree_id
         self.pager = pager
-        self._trees: dict[Table | str, tuple[Table, SnapshotTree]] = {}
+        self.trees: dict[Table | str, tuple[Table, SnapshotTree]] = {}
 
     def tree(self, table: Table | str) -> tuple[Table, SnapshotTree]:
         """The definition and the tree of a table. TableTypeError if the file records other codecs."""
-        found = self._trees.get(table)
+        found = self.trees.get(table)
         if found is None:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
             tree = SnapshotTree(definition.name, self.pager, self.tables.get(definition.name))
             definition.check(tree.codecs)
-            found = self._trees[table] = definition, tree
+            found = self.trees[table] = definition, tree
         return found
 
 
@@ -79,13 +79,14 @@ class ReadTransaction:
     forgotten reader makes the file grow. Threads: one at a time.
     """
 
-    __slots__ = ("__weakref__", "_database", "_snapshot", "_views")
+    __slots__ = ("__weakref__", "_pins", "_snapshot", "_views")
 
-    def __init__(self, database: Database, snapshot: Snapshot) -> None:
-        """Not for users: `db.read()`."""
-        self._database = database
+    def __init__(self, pins: dict[int, int], snapshot: Snapshot) -> None:
+        """Not for users: `db.read()`. Pins the snapshot; the caller sees to it that it still is the newest."""
+        self._pins = pins
         self._snapshot = snapshot
         self._views: dict[Table | str, TableView] | None = {}  # None: ended
+        pins[id(self)] = snapshot.txid
 
     @property
     def txid(self) -> int:
@@ -98,7 +99,9 @@ class ReadTransaction:
             raise _ended()
         view = views.get(table)
         if view is None:
-            view = views[table] = TableView(*self._snapshot.tree(table))
+            snapshot = self._snapshot
+            definition, tree = snapshot.trees.get(table) or snapshot.tree(table)
+            view = views[table] = TableView(definition, tree)
         return view
 
     def table(self, table: Table | str) -> TableView:
@@ -143,7 +146,7 @@ class ReadTransaction:
         if views is not None:
             for view in views.values():
                 view._tree = ENDED
-            del self._database._pins[id(self)]
+            del self._pins[id(self)]
 
     def __enter__(self) -> Self:
         if self._views is None:
@@ -153,13 +156,18 @@ class ReadTransaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        views, self._views = self._views, None  # as close(), without the call: short transactions are many
+        if views is not None:
+            for view in views.values():
+                view._tree = ENDED
+            del self._pins[id(self)]
 
     def __del__(self) -> None:
         if self._views is not None:
             self.close()
             warnings.warn(
-                f"a read transaction on {self._database.path} was never closed; use `with db.read() as txn:`",
+                f"a read transaction on {self._snapshot.pager.file.path} was never closed; "
+                "use `with db.read() as txn:`",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,

@@ -15,7 +15,7 @@ from limpet.checksum import CRC32
 from limpet.errors import CorruptError
 from limpet.file import MemoryFile
 from limpet.format import Pgno, Ref, decode_page_header, max_inline_entry, ref_pgno
-from limpet.node import Branch, Overflow, branch_payload, encode_branch, leaf_payload, overflow_record
+from limpet.node import Branch, Node, Overflow, branch_payload, encode_branch, leaf_payload, overflow_record
 from limpet.pager import Pager
 
 TREE = 2
@@ -37,7 +37,7 @@ class Forest:
         """Apply, check what the edit says about itself, and write the pages."""
         before = self.refs()
 
-        def read(ref: int) -> btree.Node:
+        def read(ref: int) -> Node:
             self.read.append(ref)
             return self.pager.node(ref, TREE)
 

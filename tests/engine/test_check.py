@@ -784,7 +784,7 @@ def test_leaked_pages_are_a_warning_with_what_they_were(patient: Patient) -> Non
     assert report.ok
     assert report.leaked_count == 1
     assert [(finding.kind, finding.pgno) for finding in report.warnings] == [("leak", pgno)]
-    assert "last a overflow page of table 'texts'" in report.warnings[0].message
+    assert "as overflow page of table 'texts'" in report.warnings[0].message
 
 
 @pytest.mark.parametrize("pgno", [0, 3, 3000])

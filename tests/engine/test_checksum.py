@@ -42,7 +42,7 @@ def test_the_published_check_values_come_out(data: bytes, expected: int) -> None
         assert checksum.checksum_function(checksum.CRC32C)(data, 0) == expected
 
 
-def test_every_size_up_to_two_pages_and_the_sizes_of_chunks_agree_with_the_definition(seed: int) -> None:
+def test_every_size_up_to_600_many_up_to_two_pages_and_those_of_chunks_agree_with_the_definition(seed: int) -> None:
     data = random.Random(seed).randbytes(8200)
     value = 0xFFFFFFFF  # the definition once, byte by byte, keeping all intermediate results
     for size, byte in enumerate(data):
@@ -101,5 +101,4 @@ def test_the_slow_fallback_warns_and_is_not_the_default(monkeypatch: pytest.Monk
 def test_the_fallback_does_not_need_a_large_number_for_a_large_value() -> None:
     data = bytes(2 << 20)
     assert checksum.crc32c_in_python(data) != 0
-    assert checksum._folding_plan.cache_info().currsize < 256
     assert sys.getsizeof(int.from_bytes(data[: checksum._CHUNK], "little")) < 100_000

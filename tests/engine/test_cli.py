@@ -103,7 +103,7 @@ def test_every_verb_works_on_a_whole_file(verb: str, whole: Path, capsys: pytest
     text = Run(capsys, *arguments(verb, whole))
     assert (text.code, text.err) == (0, "")
     assert text.out
-    if verb not in ("dump", "info", "compact", "backup", "upgrade"):
+    if verb not in ("dump", "compact", "backup", "upgrade"):  # these print paths or data
         assert all(len(line) <= 100 for line in text.out.splitlines()), text.out
     (whole.parent / f"{whole.name}.backup").unlink(missing_ok=True)
     as_json = Run(capsys, *arguments(verb, whole), "--json")
@@ -186,14 +186,20 @@ def test_every_verb_on_a_file_that_is_missing(verb: str, tmp_path: Path, capsys:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_beside_a_live_writer(verb: str, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_beside_a_live_writer(
+    verb: str, as_json: bool, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with limpet.open(whole, create=False) as db:
         with db.write() as txn:
             txn[USERS]["new"] = 1
         locked = ["--lock-timeout", "0"] if verb in ("backup", "compact") else []
-        run = Run(capsys, *arguments(verb, whole), *locked)
+        run = Run(capsys, *arguments(verb, whole), *locked, *["--json"] * as_json)
         assert run.code == (4 if locked or verb == "upgrade" else 0), run.err
+        assert run.out if run.code == 0 or as_json else run.err
+        if as_json:
+            assert run.objects
 
 
 # -- what they say -------------------------------------------------------------------------------

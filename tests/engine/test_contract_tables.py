@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import limpet
+from limpet import format
 
 USERS = limpet.Table("users", key=limpet.STR, value=limpet.JSON)
 NUMBERS = limpet.Table("numbers", key=limpet.INT, value=limpet.STR)
@@ -465,7 +466,7 @@ WRONG_TYPES: list[tuple[limpet.Codec, list[Any]]] = [
 def test_a_wrong_type_is_a_type_error_and_changes_nothing(
     db: limpet.Database, codec: limpet.Codec, values: list[Any]
 ) -> None:
-    good = next(samples[0] for each, samples in SAMPLES if each is codec)
+    good: Any = next(samples[0] for each, samples in SAMPLES if each is codec)
     by_key = limpet.Table("by_key", key=codec, value=limpet.INT)
     by_tuple = limpet.Table("by_tuple", key=(limpet.INT, codec), value=limpet.INT)
     by_value = limpet.Table("by_value", key=limpet.INT, value=codec)
@@ -596,9 +597,10 @@ def test_json_values_are_never_shared_with_the_caller(db: limpet.Database) -> No
 
 def test_json_takes_what_json_can_hold_and_nothing_else(txn: limpet.WriteTransaction) -> None:
     users = txn[USERS]
-    for good in (None, True, 0, -1.5, "", [], {}, [[{"a": [None]}]], 10**30, "\0", "\u2028"):
-        users["x"] = good
-        assert users["x"] == good
+    values: list[Any] = [None, True, 0, -1.5, "", [], {}, [[{"a": [None]}]], 10**30, "\0", "\u2028"]
+    for value in values:
+        users["x"] = value
+        assert users["x"] == value
     for wrong in (b"bytes", {1, 2}, object(), MOMENT, {"a": b""}, {(1, 2): 3}):
         with pytest.raises(TypeError):
             users["x"] = wrong
@@ -694,10 +696,9 @@ def test_values_of_every_size_come_back_whole(open_db: Callable[..., limpet.Data
 def test_a_value_beyond_4_gib_is_a_limit_error_with_both_sizes(
     txn: limpet.WriteTransaction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import limpet.table  # 4 GiB of memory are too much to ask of a test: the limit comes down to meet it
-
-    assert limpet.table.MAX_VALUE_SIZE == 2**32 - 1
-    monkeypatch.setattr(limpet.table, "MAX_VALUE_SIZE", 1000)
+    assert format.MAX_VALUE_SIZE == 2**32 - 1
+    # 4 GiB of memory are too much to ask of a test: the limit comes down to meet it.
+    monkeypatch.setattr("limpet.table.MAX_VALUE_SIZE", 1000)
     txn[RAW][b"k"] = bytes(1000)
     with pytest.raises(limpet.LimitError) as caught:
         txn[RAW][b"k"] = bytes(1001)
@@ -763,7 +764,7 @@ def test_a_table_that_came_into_being_with_other_codecs_after_the_view_was_given
             lambda: texts.__setitem__("a", "b"),
             lambda: texts.__delitem__("a"),
             lambda: list(texts),
-            lambda: texts.first(),
+            texts.first,
             lambda: list(texts.items()),
             lambda: texts.delete_range("a", "b"),
         ]

@@ -161,7 +161,9 @@ def test_a_seal_is_what_the_page_checksum_verifies() -> None:
     ref, page = format.seal_page(body[:508], 9, zlib.crc32, SEED)
     assert len(page) == 512
     assert format.ref_pgno(ref) == 9
-    assert format.page_checksum(page, zlib.crc32, SEED) == format.ref_checksum(ref) == int.from_bytes(page[:4], "little")
+    assert (
+        format.page_checksum(page, zlib.crc32, SEED) == format.ref_checksum(ref) == int.from_bytes(page[:4], "little")
+    )
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(2, 2**32 - 1), st.integers(0, 255), st.binary(min_size=1, max_size=5))

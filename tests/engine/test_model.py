@@ -79,7 +79,7 @@ STEPS = st.recursive(
 )
 
 
-class Undo(Exception):  # noqa: N818 it is no error
+class Undo(Exception):
     """Leaves a savepoint or a transaction."""
 
 
@@ -243,6 +243,12 @@ class Machine(RuleBasedStateMachine):
             txn.close()
             del self.snapshots[at]
 
+    @rule(durability=DURABILITIES, first=SMALL)
+    def churn(self, durability: str, first: int) -> None:
+        """Several commits that rewrite the same leaves: pages are freed, wait, and are used again."""
+        for turn in range(6):
+            self.transaction(durability, [("fill", "bytes", first, 20), ("fill", "numbers", first + turn, 20)], False)
+
     @rule()
     def flush(self) -> None:
         self.opened().flush()
@@ -304,7 +310,7 @@ def configured(**attributes: int) -> Iterator[type[Machine]]:
 )
 def test_random_histories_agree_with_the_model(page_size: int, cache_size: int, overlay_limit: int) -> None:
     with configured(page_size=page_size, cache_size=cache_size, overlay_limit=overlay_limit) as machine:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]  # Hypothesis leaves it without annotations
+        run_state_machine_as_test(
             machine,
             settings=settings(
                 max_examples=20,

@@ -40,7 +40,7 @@ def test_the_file_stops_growing_under_steady_updates(
             db.flush()
     db.flush()
     stats = db.stats()
-    assert sizes[2] <= sizes[1] * 1.2, f"seed {seed}: {sizes}"
+    assert sizes[2] <= sizes[1] * 1.13 + (64 << 10), f"seed {seed}: {sizes}"
     # `os` commits wait to become durable until a quarter of the file, and of 1024 pages, waits for that. Two such
     # portions are pending at a time.
     waiting = 1200 * page_size if durability == "os" else 0
@@ -52,7 +52,7 @@ def test_a_held_reader_makes_the_file_grow_and_its_end_gives_the_space_back(
     open_db: Opener, db_path: Path, seed: int, durability: str
 ) -> None:
     rng = random.Random(seed)
-    db = open_db(db_path, durability=durability, page_size=512)
+    db = open_db(db_path, durability=durability, page_size=512, cache_size=0)
     with db.write() as txn:
         txn[NUMBERS].update({number: bytes(100) for number in range(300)})
     for _ in range(50):
@@ -217,8 +217,8 @@ def memory_of(db: limpet.Database) -> int:
         seen.add(id(each))
         total += sys.getsizeof(each)
         waiting.extend(gc.get_referents(each))
-        if not gc.is_tracked(each) and hasattr(type(each), "__slots__"):
-            waiting.extend(getattr(each, name) for name in type(each).__slots__ if hasattr(each, name))
+        if not gc.is_tracked(each):
+            waiting.extend(getattr(each, name) for name in getattr(type(each), "__slots__", ()) if hasattr(each, name))
     return total
 
 

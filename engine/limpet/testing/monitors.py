@@ -173,7 +173,8 @@ class Monitor:
             self._broken("M2", call, "a commit record across sectors")
         before = layout.commits(inode.cache)
         newest_durable = max((commit for commit in before if commit.durable), key=_age, default=None)
-        if newest_durable is not None and newest_durable.slot == slot:
+        twins = {other.slot for other in before if newest_durable is not None and other.txid == newest_durable.txid}
+        if newest_durable is not None and newest_durable.slot == slot and len(twins) == 1:
             self._broken("M2", call, f"over the record of commit {newest_durable.txid}, the newest durable one")
         image = bytearray(inode.cache)
         image[call.offset : call.offset + call.size] = call.data

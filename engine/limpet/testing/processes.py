@@ -17,6 +17,7 @@ from typing import Any, Self
 from .. import file as _file
 from ..file import File, FileSystem, OSFileSystem
 
+_CACHE_PAGE = 4096
 BEFORE, HALF_WAY, AFTER = "before", "half", "after"
 
 
@@ -42,7 +43,10 @@ class KillSwitch(FileSystem):
             _die()
         if doomed and self.when == HALF_WAY and half is not None:
             file, offset, data = half
-            file.write(offset, data[: len(data) // 2])
+            # The kernel copies what fits into one page of its cache at once, signal or no signal.
+            middle = (offset + len(data) // 2) // _CACHE_PAGE * _CACHE_PAGE
+            if middle > offset:
+                file.write(offset, data[: middle - offset])
             _die()
         yield
         if doomed:
