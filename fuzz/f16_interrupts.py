@@ -7,9 +7,11 @@ state before or after. Steps of the clock change nothing.
 
 from __future__ import annotations
 
-import random
+import gc
+import linecache
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -58,23 +60,34 @@ class _Tracer:
 
     def line(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
         """One line, or a return."""
-        if event == "line":
+        if event == "line" and not _is_with(frame):
             self.lines += 1
             if self.lines == self.at:
                 raise self.error("injected")
         return self.line
 
 
+def _is_with(frame: FrameType) -> bool:
+    """Whether the line is a `with`: tracing stops there once more on the way out, where no real interrupt can come."""
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+
+
 def _traced(tracer: _Tracer, action: Callable[[], None]) -> BaseException | None:
-    """Run the action; returns the exception it ended with."""
+    """Run the action; returns the exception it ended with, without the frames that would keep the transaction alive."""
+    found: BaseException | None = None
     sys.settrace(tracer)
     try:
         action()
-    except BaseException as error:
-        return error
+    except BaseException as error:  # noqa: BLE001 whatever comes is looked at by the caller
+        found = error
     finally:
         sys.settrace(None)
-    return None
+    each = found
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__context__
+    gc.collect()
+    return found
 
 
 def _lines(steps: list[Step]) -> int:
@@ -118,7 +131,8 @@ def _one(case: Case) -> None:
     clock = time.time_ns
     setattr(time, "time_ns", lambda: max(0, clock() + case["clock"] * 10**9))
     try:
-        with tuned(run.growth):
+        with tuned(run.growth), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # the collector ends a transaction that nobody could
             error = _traced(_Tracer(case["line"] + 1, _ERRORS[case["error"]]), action)
             if error is None:
                 allowed = allowed[-1:]

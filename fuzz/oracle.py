@@ -255,11 +255,6 @@ class Run:
         db, self.db = self.db, None
         if db is not None:
             self.disk.fault = self.disk.failure = None
-            transaction = db._transaction
-            if transaction is not None and transaction._open:
-                transaction.abort()
-            if db._writer.locked():
-                db._writer.release()  # held by a transaction that was interrupted while it ended
             db._failure = db._failure or LimpetError("abandoned by the test")
             db.close()
 

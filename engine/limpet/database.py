@@ -505,6 +505,7 @@ class Database:
         self._check_usable()
         if self._read_only:
             raise ReadOnlyError(f"{self._path} was opened read-only")
+        self._recover_writer()
         if self._writer_thread == threading.get_ident():
             raise BusyError("this thread has a write transaction open already; end it, or use a savepoint inside it")
         if not self._writer.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
@@ -707,6 +708,7 @@ class Database:
         transaction = self._transaction() if self._transaction is not None else None
         if transaction is not None and transaction._open and self._writer_thread == threading.get_ident():
             transaction.abort()
+        self._recover_writer()
         with self._writer, self._flush_lock:
             already, self._closed = self._closed, True
             if already:
@@ -764,8 +766,14 @@ class Database:
 
     def _release_writer(self) -> None:
         self._transaction = None
-        self._writer_thread = None
-        self._writer.release()
+        self._writer_thread = self._writer.release()  # type: ignore[func-returns-value]  # None; both or neither
+
+    def _recover_writer(self) -> None:
+        """Take the writer back from a transaction of this thread that was interrupted while it ended."""
+        if self._writer_thread == threading.get_ident() and self._writer.locked():
+            transaction = self._transaction() if self._transaction is not None else None
+            if transaction is None or not transaction._open:
+                self._release_writer()
 
     def _loaded_space(self) -> FreeSpace:
         """The free space, read from the file at the first write."""
@@ -905,6 +913,7 @@ class Database:
             with self._state:
                 if transaction._base is self._tip:
                     commit = self._advance(transaction, tables)
+                    transaction._end()  # at once: an abort after this would give away pages that are in use
         except BaseException as error:
             self._poison(error)  # the books may be half changed; the disk is not
             raise
@@ -1196,6 +1205,8 @@ class Database:
                 self._grew = True
                 self._unpublished = []
                 self._tip = published
+        except Exception as error:  # noqa: BLE001 an interrupt left the books half changed; the caller raises `cause`
+            self._poison(error)
         except BaseException as error:
             self._poison(error)
             raise
@@ -1215,7 +1226,7 @@ class _Turn:
     def wait(self, served: Callable[[], bool]) -> bool:
         """Take the turn, or return False once `served` holds. Call `release` in any case, whatever happens."""
         with self._changed:
-            while self._owner is not None:
+            while self._owner not in (None, threading.get_ident()):  # ours: left over from an interrupted release
                 if served():
                     return False
                 self._changed.wait()

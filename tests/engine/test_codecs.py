@@ -112,7 +112,7 @@ def test_any_bytes_decode_or_are_a_corrupt_error(data: bytes) -> None:
     ("codec", "key", "encoded"),
     [
         (limpet.BYTES, b"\0a", "0061"),
-        (limpet.STR, "é", "c3a9"),
+        (limpet.STR, "\u00e9", "c3a9"),
         (limpet.INT, 0, "8000000000000000"),
         (limpet.INT, -1, "7fffffffffffffff"),
         (limpet.FLOAT, 1.0, "bff0000000000000"),
@@ -161,7 +161,7 @@ def test_key_codecs_are_described_and_read_back() -> None:
 
 
 def test_json_is_compact_and_readable_bytes() -> None:
-    assert limpet.JSON.encode_value({"é": [1, 2.5, None]}) == '{"é":[1,2.5,null]}'.encode()
+    assert limpet.JSON.encode_value({"\u00e9": [1, 2.5, None]}) == '{"\u00e9":[1,2.5,null]}'.encode()
     with pytest.raises(limpet.CorruptError):
         limpet.JSON.decode_value(b"{")
     with pytest.raises(limpet.CorruptError):

@@ -40,7 +40,7 @@ SWEEP = """
         with db.write() as txn:
             txn[numbers].update({number: bytes([turn]) * (number % 90) for number in range(turn, 150)})
             txn[numbers][-1] = bytes([turn]) * 3000
-            txn[texts].update({("é", number): {"turn": turn} for number in range(40)})
+            txn[texts].update({("\u00e9", number): {"turn": turn} for number in range(40)})
             contents.append((dict(txn[numbers]), dict(txn[texts])))
     if clean:
         db.close()

@@ -35,7 +35,21 @@ def test_message_keys(key: str, session: str, generation: int | None, seq: int) 
 
 @pytest.mark.parametrize(
     "key",
-    ["", ":", "x", "x:", "x:y", f":{3:016}", f"x:{2**63}", "x:" + "9" * 5000, "x:٣", "x: 3", "x:-3", "x:3\n", "x:03"],
+    [
+        "",
+        ":",
+        "x",
+        "x:",
+        "x:y",
+        f":{3:016}",
+        f"x:{2**63}",
+        "x:" + "9" * 5000,
+        "x:\u0663",
+        "x: 3",
+        "x:-3",
+        "x:3\n",
+        "x:03",
+    ],
 )
 def test_other_texts_are_no_message_keys(key: str) -> None:
     assert message_key(key, KNOWN) is None
