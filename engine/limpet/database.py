@@ -124,6 +124,7 @@ _GROWTH_SHARE = 8  # the file grows by an eighth,
 _MIN_GROWTH = 64 << 10  # but by 64 KiB at least
 _MAX_GROWTH = 8 << 20  # and 8 MiB at most
 _HOLDER_SIZE = 256  # bytes of the note that says who has the file open
+_MIN_PENDING = 1 << 20  # bytes that may wait in any file
 _MAX_PENDING_SHARE = 4  # `os` commits become durable when a quarter of the file waits for that
 
 
@@ -502,13 +503,15 @@ class Database:
         """
         if durability is not None:
             _check_durability(durability)
+        if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(f"timeout has to be 0 or more seconds, and None for no limit, not {timeout}")
         self._check_usable()
         if self._read_only:
             raise ReadOnlyError(f"{self._path} was opened read-only")
         self._recover_writer()
         if self._writer_thread == threading.get_ident():
             raise BusyError("this thread has a write transaction open already; end it, or use a savepoint inside it")
-        if not self._writer.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if not self._writer.acquire(timeout=-1 if timeout is None else timeout):
             raise BusyError(f"another thread's write transaction did not end within {timeout:g} s")
         transaction: WriteTransaction | None = None
         try:
@@ -1029,9 +1032,13 @@ class Database:
                     meta = self._prepare_mark(work)
                 else:
                     meta = self._prepare(work, durability == SYNC, clean)
+                work.prepared = True
             self._pager.write(work.pages)
         except BaseException as error:
-            self._undo_flush(work, error)
+            if work.prepared or isinstance(error, OSError | LimpetError):
+                self._undo_flush(work, error)
+            else:
+                self._poison(error)  # an interrupt: the books may be half changed; the disk is not
             raise
         try:
             if meta.is_durable and work.unsynced:
@@ -1068,7 +1075,10 @@ class Database:
         space = self._loaded_space()
         tip = work.tip = self._tip
         sync = sync or any(commit.durability == SYNC for commit in self._unpublished)
-        sync = sync or space.old_pending_count * _MAX_PENDING_SHARE > space.high_water + 1024
+        sync = (
+            sync
+            or space.old_pending_count * _MAX_PENDING_SHARE > space.high_water + _MIN_PENDING // self._header.page_size
+        )
         work.unwritten, self._unwritten, self._unwritten_size = self._unwritten, set(), 0
         work.dirty_tables, self._dirty_tables = self._dirty_tables, set()
         work.unsynced = self._unsynced or bool(work.unwritten)
@@ -1268,6 +1278,7 @@ class _Flush:
         self.catalogue_root = 0
         self.unsynced = False
         self.grew = False
+        self.prepared = False  # the books are in order; until then only errors of ours can be undone
 
 
 def _check_durability(durability: str) -> None:

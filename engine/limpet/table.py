@@ -160,10 +160,13 @@ class TableView(MutableMapping[Any, Any]):
         """
         pairs = iter(other.items() if isinstance(other, Mapping) else _pairs(other))
         table = self._table
-        encode_key, encode_value = table.encode_key, table.encode_value
         while batch := list(islice(pairs, _UPDATE_BATCH)):
-            keys = [encode_key(key) for key, _ in batch]
-            values = [encode_value(value) for _, value in batch]
+            keys: list[bytes] = [key for key, _ in batch]
+            values: list[bytes] = [value for _, value in batch]
+            if not (table.plain_key and set(map(type, keys)) == {bytes}):
+                keys = list(map(table.encode_key, keys))
+            if not (table.plain_value and set(map(type, values)) == {bytes}):
+                values = list(map(table.encode_value, values))
             tree = self._writable()
             if max(map(len, keys)) > tree.max_key_size or max(map(len, values)) > MAX_VALUE_SIZE:
                 raise self._too_large(max(keys, key=len), max(values, key=len))

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 Undo = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
 
+_REMEMBERED_TABLES = 256  # look-ups that a snapshot keeps; definitions made anew each time would pile up
+
+
 class Snapshot:
     """One commit, as readers see it: the tables and where they are. Immutable, but for a memory of look-ups."""
 
@@ -68,6 +71,8 @@ class Snapshot:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
             tree = SnapshotTree(definition.name, self.pager, self.tables.get(definition.name))
             definition.check(tree.codecs)
+            if len(self.trees) >= _REMEMBERED_TABLES:
+                self.trees.clear()
             found = self.trees[table] = definition, tree
         return found
 

@@ -160,6 +160,19 @@ def test_a_power_cut_that_lost_any_page_of_an_os_commit_brings_the_durable_one_b
     db_path.unlink()
 
 
+def test_many_os_commits_leave_every_page_of_the_durable_commit_alone(
+    open_db: Callable[..., limpet.Database], db_path: Path
+) -> None:
+    state = bytearray(crashed(db_path, "sooooooooo")[-1])
+    stamps = {pgno: int.from_bytes(state[pgno * 512 + 8 : pgno * 512 + 14], "little") for pgno in META_PGNOS}
+    lost = max(stamps, key=lambda pgno: stamps[pgno]) * 512  # the meta of the newest `os` commit did not survive
+    state[lost : lost + META_SIZE] = bytes(META_SIZE)
+    db_path.write_bytes(state)
+    with open_db(db_path) as db:
+        assert newest(db) == 0
+        assert db.check().ok
+
+
 @pytest.mark.parametrize("size", [0, 8, 40, 60, 64])
 def test_a_torn_meta_is_a_commit_that_never_was(
     open_db: Callable[..., limpet.Database], db_path: Path, size: int
