@@ -68,7 +68,7 @@ def _needed_and_read(whole: Sample) -> set[int]:
 
 
 def _replay(case: Case) -> None:
-    whole = sample(random.Random(case["seed"]), clean=case["clean"], page_size=case["page_size"], commits=4)
+    whole = sample(random.Random(case["seed"]), clean=case["clean"], page_size=case["page_size"], commits=case.get("commits", 4))
     flip(whole, case["bit"], case, Budget(60.0, 0))
 
 

@@ -1,21 +1,12 @@
 """Codecs: Python values as bytes, and for keys, as bytes that sort like the values.
 
-    codec     NO  AS A KEY                                     AS A VALUE
-    BYTES      1  the bytes                                    the bytes
-    STR        2  UTF-8                                        UTF-8
-    INT        3  8 bytes, big-endian, sign bit flipped        the same
-    FLOAT      4  8 bytes, big-endian; negatives inverted      8 bytes, little-endian IEEE 754
-    BOOL       5  00 or 01                                     the same
-    UUID       6  16 bytes, big-endian                         the same
-    DATETIME   7  as INT: microseconds since 1970, UTC         the same
-    JSON       8  (not a key)                                  compact JSON in UTF-8
+How each codec writes a key and a value, and its number in the file, is described in FORMAT.md
+("Codecs"); the instances below are the code of that table. Elements of varying size end with 00 in
+a tuple, so a shorter tuple's bytes are a prefix of its extensions' bytes and sort before them, and
+an element never runs into the next one.
 
-In a tuple, BYTES and STR elements end with 00, and inside them 00 is written 01 01 and 01 is
-written 01 02; the others have their fixed size. So a shorter tuple's bytes are a prefix of its
-extensions' bytes and sort before them, and an element never runs into the next one.
-
-The numbers are part of the file format. An encoder raises TypeError for a value of another type
-and ValueError for one that the codec cannot hold; a decoder raises CorruptError.
+An encoder raises TypeError for a value of another type and ValueError for one that the codec
+cannot hold; a decoder raises CorruptError.
 
 Source: the escaping follows the idea of the FoundationDB tuple layer, with a terminator of one
 byte instead of two meanings for it.
