@@ -14,7 +14,8 @@ import random
 import sys
 import time
 
-from .harness import Budget, Failure, FaultClass, fault_classes, run_class, save, shrink
+from .classes import fault_classes
+from .harness import Budget, Failure, FaultClass, run_class, save, shrink
 
 _SHARES = {"F4": 3.0}  # the mutants need more time than one class
 

@@ -34,6 +34,7 @@ class Sample:
     newest: int
     page_size: int
     history: dict[int, list[bytes]] = field(default_factory=dict)
+    touched: set[int] | None = None  # kept by F10
 
     def needed(self) -> set[int]:
         """The pages that the newest commit needs."""
@@ -124,10 +125,10 @@ def _read(whole: Sample, db: Database, fallback: bool, check: bool) -> str:
                 except CorruptError:
                     noticed = True
             for backwards in (False, True):
-                found = {}
+                found: dict[bytes, bytes] = {}
                 try:
                     for key, value in table.range(reverse=backwards):
-                        found[key] = value
+                        found[key] = value  # noqa: PERF403 what came before an error counts
                 except CorruptError:
                     noticed = True
                     if not found.items() <= entries.items():

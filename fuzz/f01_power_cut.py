@@ -29,4 +29,4 @@ def _replay(case: Case) -> None:
     replay(case, _plain)
 
 
-CLASS = FaultClass("F1", "power cut after every call", run, _replay)
+CLASS: FaultClass = FaultClass("F1", "power cut after every call", run, _replay)

@@ -37,4 +37,4 @@ def _replay(case: Case) -> None:
     replay(case, _subsets)
 
 
-CLASS = FaultClass("F2", "any subset of unsynced sectors, sizes, names", run, _replay)
+CLASS: FaultClass = FaultClass("F2", "any subset of unsynced sectors, sizes, names", run, _replay)

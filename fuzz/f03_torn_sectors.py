@@ -43,4 +43,4 @@ def _replay(case: Case) -> None:
     replay(case, _torn)
 
 
-CLASS = FaultClass("F3", "torn, garbage and zero sectors", run, _replay)
+CLASS: FaultClass = FaultClass("F3", "torn, garbage and zero sectors", run, _replay)

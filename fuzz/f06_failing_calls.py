@@ -116,4 +116,4 @@ def _replay(case: Case) -> None:
         _replayed(case, Budget(60.0, 0))
 
 
-CLASS = FaultClass("F6", "failing calls: EIO, full disk, quota, EINTR, short", run, _replay)
+CLASS: FaultClass = FaultClass("F6", "failing calls: EIO, full disk, quota, EINTR, short", run, _replay)

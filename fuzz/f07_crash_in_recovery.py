@@ -98,4 +98,4 @@ def _replay(case: Case) -> None:
     replay(case, _subsets)
 
 
-CLASS = FaultClass("F7", "power cut during recovery, to depth two", run, _replay)
+CLASS: FaultClass = FaultClass("F7", "power cut during recovery, to depth two", run, _replay)

@@ -35,4 +35,4 @@ def _replay(case: Case) -> None:
             verify(disk, [whole.by_txid[whole.newest]], must_exist=True)
 
 
-CLASS = FaultClass("F8", "junk behind the end", run, _replay)
+CLASS: FaultClass = FaultClass("F8", "junk behind the end", run, _replay)

@@ -6,6 +6,7 @@ disk with a real map, while it is open. The latter runs in a child, which has to
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import sys
@@ -44,6 +45,7 @@ def _while_open(whole: Sample, lengths: list[int], budget: Budget) -> None:
         if not child:
             code = 1
             try:
+                faulthandler.disable()  # the parent tells of a signal in one line
                 code = _in_child(whole, lengths, Path(folder) / "cut.limpet")
             finally:
                 os._exit(code)
@@ -92,4 +94,4 @@ def _replay(case: Case) -> None:
             probe(whole, whole.image[: case["length"]])
 
 
-CLASS = FaultClass("F9", "cut files, before and while they are open", run, _replay)
+CLASS: FaultClass = FaultClass("F9", "cut files, before and while they are open", run, _replay)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 
+from limpet.format import FREE_SPACE
 from limpet.testing import layout_of
 
 from .damage import Sample, probe, sample
@@ -19,7 +20,7 @@ _RECORD = 96  # bytes of a meta, and more than those of the header
 
 def flips(whole: Sample, rng: random.Random) -> list[int]:
     """The bits to flip, by their number in the file: all of the metas' and the header's, then one of each byte."""
-    bits = []
+    bits: list[int] = []
     for pgno in range(3):
         start = pgno * whole.page_size * 8
         bits += range(start, start + _RECORD * 8)
@@ -60,16 +61,16 @@ def flip(whole: Sample, bit: int, case: Case, budget: Budget) -> None:
 
 def _needed_and_read(whole: Sample) -> set[int]:
     """The pages that reading everything has to touch: all but those of the map of free space."""
-    if not hasattr(whole, "touched"):
-        pages = {pgno for pgno in whole.needed() if whole.image[pgno * whole.page_size + 4] != 4}
-        setattr(whole, "touched", pages)
-    touched: set[int] = getattr(whole, "touched")
-    return touched
+    if whole.touched is None:
+        whole.touched = {pgno for pgno in whole.needed() if whole.image[pgno * whole.page_size + 4] != FREE_SPACE}
+    return whole.touched
 
 
 def _replay(case: Case) -> None:
-    whole = sample(random.Random(case["seed"]), clean=case["clean"], page_size=case["page_size"], commits=case.get("commits", 4))
+    whole = sample(
+        random.Random(case["seed"]), clean=case["clean"], page_size=case["page_size"], commits=case.get("commits", 4)
+    )
     flip(whole, case["bit"], case, Budget(60.0, 0))
 
 
-CLASS = FaultClass("F10", "flipped bits", run, _replay)
+CLASS: FaultClass = FaultClass("F10", "flipped bits", run, _replay)

@@ -50,4 +50,4 @@ def _replay(case: Case) -> None:
     _one(_whole(case["seed"]), case, Budget(60.0, 0))
 
 
-CLASS = FaultClass("F11", "lost and misdirected writes", run, _replay)
+CLASS: FaultClass = FaultClass("F11", "lost and misdirected writes", run, _replay)

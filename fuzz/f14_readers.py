@@ -61,7 +61,7 @@ def _threads(seed: int, budget: Budget) -> None:
                             raise Wrong(f"a snapshot changed: {difference(again, first)}")
                         if model is not None and first != model:
                             raise Wrong(f"snapshot {snapshot.txid}: {difference(first, model)}")
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 raised again by the test's own thread
                     wrong.append(error)
 
             threads = [threading.Thread(target=read, args=(number,)) for number in range(_READERS)]
@@ -143,7 +143,9 @@ def _processes(seed: int, budget: Budget) -> None:
         for _ in range(2):
             with limpet.open(path, read_only=True, lock_timeout=1.0) as db, db.read() as snapshot:
                 if content_of(snapshot) not in states[acknowledged : acknowledged + 2]:
-                    raise Wrong(f"after {acknowledged} commits: {difference(content_of(snapshot), states[acknowledged])}")
+                    raise Wrong(
+                        f"after {acknowledged} commits: {difference(content_of(snapshot), states[acknowledged])}"
+                    )
         budget.count("after the writer's death")
 
 
@@ -154,4 +156,4 @@ def _replay(case: Case) -> None:
         _processes(case["seed"], budget)
 
 
-CLASS = FaultClass("F14", "concurrent readers, in threads and processes", run, _replay)
+CLASS: FaultClass = FaultClass("F14", "concurrent readers, in threads and processes", run, _replay)

@@ -155,4 +155,4 @@ def _replay(case: Case) -> None:
     _all(case, Budget(60.0, 0))
 
 
-CLASS = FaultClass("F15", "locks, double opens, forks", run, _replay)
+CLASS: FaultClass = FaultClass("F15", "locks, double opens, forks", run, _replay)

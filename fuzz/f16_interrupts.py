@@ -70,7 +70,7 @@ class _Tracer:
 def _is_safe(frame: FrameType) -> bool:
     """Whether no real interrupt can come at this line, although tracing stops there: `try`, and the end of a `with`.
 
-    CPython looks for signals after calls and at jumps backwards; what a `with` calls at its end has been called by then.
+    CPython looks for signals after calls and at jumps backwards; what a `with` calls at its end is done by then.
     """
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
     return line.startswith(("with ", "try:"))
@@ -133,7 +133,7 @@ def _one(case: Case) -> None:
     assert db is not None
     allowed = run.states[-2:]
     clock = time.time_ns
-    setattr(time, "time_ns", lambda: max(0, clock() + case["clock"] * 10**9))
+    time.time_ns = lambda: max(0, clock() + case["clock"] * 10**9)
     try:
         with tuned(run.growth), warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # the collector ends a transaction that nobody could
@@ -148,7 +148,7 @@ def _one(case: Case) -> None:
             with_next = [apply_to_model(state, _NEXT) for state in allowed]
             verify(SimDisk.of({PATH: run.disk.content(PATH)}), [*allowed, *with_next], must_exist=True, monitored=False)
     finally:
-        setattr(time, "time_ns", clock)
+        time.time_ns = clock
         run.abandon()
 
 
@@ -182,4 +182,4 @@ def _replay(case: Case) -> None:
         _one(case)
 
 
-CLASS = FaultClass("F16", "interrupts and lack of memory at any line", run, _replay)
+CLASS: FaultClass = FaultClass("F16", "interrupts and lack of memory at any line", run, _replay)

@@ -5,7 +5,6 @@ engine has changed and the mutant has to follow: that is an error, not a survivo
 """
 
 from __future__ import annotations
-
 import __future__
 
 import importlib
@@ -115,8 +114,11 @@ MUTANTS = (
         ("F1", "F2"),
         (
             Change(_FLUSH, "self._pager.write(work.pages)", "pass"),
-            Change(_FLUSH, "        with self._state:\n            self._finish", "        self._pager.write(work.pages)\n"
-                   "        with self._state:\n            self._finish"),
+            Change(
+                _FLUSH,
+                "        with self._state:\n            self._finish",
+                "        self._pager.write(work.pages)\n        with self._state:\n            self._finish",
+            ),
         ),
     ),
     Mutant(
@@ -217,7 +219,10 @@ MUTANTS = (
     Mutant(
         "the system's cache is trusted after a crash",
         ("F5",),
-        (Change(_ATTACH, "if not choice.clean and not self._read_only:", "if False:"),),
+        (
+            Change(_ATTACH, "if not choice.clean and not self._read_only:", "if False:"),
+            Change(_ATTACH, "file.drop_cache(FIRST_NODE_PGNO * header.page_size)", "pass"),
+        ),
     ),
     Mutant(
         "a new file gets its name before it is synced",
@@ -258,7 +263,7 @@ MUTANTS = (
     ),
     Mutant(
         "a meta that was written over without a sync is forgotten",
-        ("F2", "F1"),
+        ("F1", "F2"),
         (
             Change(
                 "limpet.database:Database._finish_flush",
@@ -297,14 +302,25 @@ MUTANTS = (
         workload="mixtures",
     ),
     Mutant(
-        "the file's size is not compared with what the meta needs",
-        ("F9",),
-        (Change("limpet.recovery:choose", "if file_size < needed:", "if False:"),),
-    ),
-    Mutant(
         "a mapped page is touched behind the end of the file",
         ("F9",),
         (Change("limpet.file:OSFile.page", "if self.size() < end:", "if False:"),),
+    ),
+    Mutant(
+        "the store forgets an index",
+        ("S1",),
+        (Change("limpet_store.work:Work.put", "entries[entry] = value", "pass"),),
+    ),
+    Mutant(
+        "the store does not mark a reply as delivered with the task that it ends",
+        ("S1",),
+        (
+            Change(
+                "limpet_store.idempotency:mark",
+                "work.put(IDEMPOTENCY, key, work.now(), work.get(IDEMPOTENCY, key))",
+                "pass",
+            ),
+        ),
     ),
     Mutant(
         "a forked child goes on with the parent's file",
@@ -314,8 +330,11 @@ MUTANTS = (
             Change("limpet.database:Database.forked", "self._published = None", "pass"),
             Change("limpet.database:Database.forked", "self._forked = True", "pass"),
             Change("limpet.file:_close_inherited_files", "if descriptor >= 0:", "if False:"),
-            Change("limpet.file:_close_inherited_files", "descriptor, file._descriptor = file._descriptor, -1",
-                   "descriptor = -1"),
+            Change(
+                "limpet.file:_close_inherited_files",
+                "descriptor, file._descriptor = file._descriptor, -1",
+                "descriptor = -1",
+            ),
         ),
     ),
     Mutant(

@@ -15,7 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import limpet
-from limpet import Database, LimpetError, ReadTransaction
+from limpet import (
+    Database,
+    LimpetError,
+    ReadTransaction,
+    database,  # the module: its step of growth is tuned
+)
 from limpet.database import open_on
 from limpet.testing import Monitor, SimDisk, layout_of
 
@@ -92,6 +97,7 @@ class Run:
     survives   the same for the death of the process
     begun      index of the newest state that might be there
     created    whether `open` has returned once
+    strength   of the newest commit
     """
 
     def __init__(
@@ -112,6 +118,7 @@ class Run:
         self.states: list[Model] = [{}]
         self.durable = self.survives = self.begun = 0
         self.created = False
+        self.strength = "sync"
         self.readers: list[tuple[ReadTransaction, Model]] = []
         self.errors: list[BaseException] = []
         self.poisoned = False
@@ -153,11 +160,12 @@ class Run:
         if not self.tolerant:
             self._step(step)
             return
+        count = len(self.states)
         try:
             self._step(step)
         except (OSError, LimpetError) as error:
             self._note(error)
-            self._recover_from(error)
+            self._recover(count)
 
     def _step(self, step: Step) -> None:
         kind, *rest = step
@@ -201,6 +209,7 @@ class Run:
         transaction = db.write(durability=durability)
         try:
             apply_to_transaction(transaction, changes)
+            self.strength = durability
             after = apply_to_model(self.states[-1], changes)
             self.states.append(after)
             self.begun = len(self.states) - 1
@@ -209,6 +218,8 @@ class Run:
             if transaction._open:
                 transaction.abort()
             raise
+        if after == self.states[self.begun - 1]:
+            return  # nothing changed, so nothing was committed, and weaker commits before are as weak as they were
         if durability != "none":
             self.survives = self.begun
         if durability == "sync":
@@ -263,19 +274,22 @@ class Run:
             raise Wrong(f"an OSError without the name of the file: {error!r}") from error
         self.errors.append(error)
 
-    def _recover_from(self, error: BaseException) -> None:
-        """After a failed step: a usable database is as it was, a poisoned one is opened again."""
+    def _recover(self, count: int) -> None:
+        """After a failed step: a usable database is as it was, with `count` states; a poisoned one is opened again."""
         db = self.db
         if db is None:
             self.open()
             self._adopt(self.allowed())
             return
+        found: Model = {}
         try:
             found = read_all(db)
         except limpet.PoisonedError:
             self.poisoned = True
-        except OSError:
-            return  # the disk cannot be read: look again later
+        except OSError:  # the disk cannot be read now; but the handle is not poisoned, so the commit was undone
+            del self.states[count:]
+            self.begun = len(self.states) - 1
+            return
         if not self.poisoned:
             lowest = self.survives
             self._adopt_content(found, range(lowest, self.begun + 1))
@@ -315,15 +329,11 @@ class tuned:  # noqa: N801  # used like a function, as contextlib's own
         self._growth = growth
 
     def __enter__(self) -> None:
-        from limpet import database
-
         self._before = database._MIN_GROWTH
-        setattr(database, "_MIN_GROWTH", self._growth)
+        database._MIN_GROWTH = self._growth
 
     def __exit__(self, *_: object) -> None:
-        from limpet import database
-
-        setattr(database, "_MIN_GROWTH", self._before)
+        database._MIN_GROWTH = self._before
 
 
 def difference(found: Model, wanted: Model) -> str:
@@ -410,6 +420,8 @@ def _verify(
         if accept is not None and accept(error):
             return -1
         raise
+    found: Model = {}
+    index = -1
     try:
         found = read_all(db)
         for index in range(len(states) - 1, -1, -1):

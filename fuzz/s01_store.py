@@ -64,7 +64,16 @@ class Gateway:
     def step(self) -> str:
         """One operation, one transaction or none; returns its name."""
         operation: Callable[[], object] = self.rng.choice(
-            (self.append, self.append_many, self.set_text, self.submit, self.submit, self.dequeue, self.finish, self.mixed)
+            (
+                self.append,
+                self.append_many,
+                self.set_text,
+                self.submit,
+                self.submit,
+                self.dequeue,
+                self.finish,
+                self.mixed,
+            )
         )
         self.number += 1
         operation()
@@ -72,7 +81,9 @@ class Gateway:
 
     def append(self) -> None:
         """One message."""
-        self.store.messages.append(self.rng.choice(_SESSIONS), {"n": self.number, "text": "x" * self.rng.randrange(300)})
+        self.store.messages.append(
+            self.rng.choice(_SESSIONS), {"n": self.number, "text": "x" * self.rng.randrange(300)}
+        )
 
     def append_many(self) -> None:
         """Some messages at once."""
@@ -138,7 +149,9 @@ def _with_power_cuts(seed: int, budget: Budget) -> None:
         if call.kind in MUTATIONS:
             turn += 1
             units = disk.units()
-            cuts.extend(disk.crash(units, choices, turn) for choices in islice(choices_for(len(units), rng), 3 + turn % 4))
+            cuts.extend(
+                disk.crash(units, choices, turn) for choices in islice(choices_for(len(units), rng), 3 + turn % 4)
+            )
 
     disk.after.append(observe)
     try:
@@ -173,7 +186,9 @@ def _with_failing_calls(seed: int, budget: Budget) -> None:
             before, finished = content_of(store), set(gateway.finished)
             running = list(gateway.running)
             if rng.random() < 0.5:
-                disk.fault = Fault(rng.randrange(4), rng.choice((errno.EIO, errno.ENOSPC)), kinds=frozenset({"write", "grow"}))
+                disk.fault = Fault(
+                    rng.randrange(4), rng.choice((errno.EIO, errno.ENOSPC)), kinds=frozenset({"write", "grow"})
+                )
             else:
                 disk.failure = SyncFailure(rng.randrange(2), rng.choice(("eio", "ext4-ordered", "btrfs")), seed)
             try:
@@ -240,4 +255,4 @@ def _replay(case: Case) -> None:
         (_with_failing_calls if case["faults"] else _with_power_cuts)(case["seed"], budget)
 
 
-CLASS = FaultClass("S1", "the store under power cuts and failing calls", run, _replay)
+CLASS: FaultClass = FaultClass("S1", "the store under power cuts and failing calls", run, _replay)

@@ -108,7 +108,8 @@ class _Tags:
 
 def inserts(rng: random.Random, length: int) -> list[Step]:
     """Ascending keys: leaves fill, split, and the tree grows in height."""
-    tags, steps, key = _Tags(rng), [], 0
+    tags, key = _Tags(rng), 0
+    steps: list[Step] = []
     for _ in range(length):
         changes = []
         for _ in range(rng.randint(1, 8)):
@@ -127,15 +128,14 @@ def overwrites(rng: random.Random, length: int) -> list[Step]:
 
 def deletes(rng: random.Random, length: int) -> list[Step]:
     """Fill, then delete until nothing is left: leaves merge, the tree loses its height."""
-    tags, steps, half = _Tags(rng), [], length // 2
-    for _ in range(half):
-        steps.append(["commit", "sync", [tags.put("t", 80, (5, 40)) for _ in range(8)]])
+    tags, half = _Tags(rng), length // 2
+    steps: list[Step] = []
+    steps += [["commit", "sync", [tags.put("t", 80, (5, 40)) for _ in range(8)]] for _ in range(half)]
     keys = list(range(80))
     rng.shuffle(keys)
     each = -(-len(keys) // max(1, length - half))
-    for start in range(0, len(keys), each):
-        steps.append(["commit", "sync", [["del", "t", key] for key in keys[start : start + each]]])
-    return steps
+    cuts = range(0, len(keys), each)
+    return steps + [["commit", "sync", [["del", "t", key] for key in keys[start : start + each]]] for start in cuts]
 
 
 def overflows(rng: random.Random, length: int) -> list[Step]:
@@ -150,7 +150,8 @@ def overflows(rng: random.Random, length: int) -> list[Step]:
 
 def catalogues(rng: random.Random, length: int) -> list[Step]:
     """Tables come, go and change their names."""
-    tags, steps = _Tags(rng), []
+    tags = _Tags(rng)
+    steps: list[Step] = []
     for _ in range(length):
         table, other = f"table-{rng.randrange(9)}", f"table-{rng.randrange(9)}"
         changes: list[Step] = [tags.put(table, 20, (5, 60)) for _ in range(rng.randint(0, 3))]
@@ -169,7 +170,8 @@ def growth(rng: random.Random, length: int) -> list[Step]:
 
 def durabilities(rng: random.Random, length: int) -> list[Step]:
     """Commits of all three strengths, and flushes."""
-    tags, steps = _Tags(rng), []
+    tags = _Tags(rng)
+    steps: list[Step] = []
     for _ in range(length):
         strength = rng.choice(("sync", "os", "os", "none"))
         steps.append(["commit", strength, [tags.put("kv", 25, (10, 90)) for _ in range(rng.randint(1, 5))]])
@@ -180,7 +182,8 @@ def durabilities(rng: random.Random, length: int) -> list[Step]:
 
 def readers(rng: random.Random, length: int) -> list[Step]:
     """Snapshots stay open while the pages below them are freed."""
-    tags, steps, is_open = _Tags(rng), [], 0
+    tags, is_open = _Tags(rng), 0
+    steps: list[Step] = []
     for _ in range(length):
         steps.append(["commit", rng.choice(("sync", "sync", "os")), [tags.put("kv", 15, (20, 60)) for _ in range(3)]])
         if rng.random() < 0.4:
@@ -194,7 +197,8 @@ def readers(rng: random.Random, length: int) -> list[Step]:
 
 def upkeep(rng: random.Random, length: int) -> list[Step]:
     """Compaction, backup, closing and dying between commits."""
-    tags, steps = _Tags(rng), []
+    tags = _Tags(rng)
+    steps: list[Step] = []
     for _ in range(length):
         steps.append(["commit", "sync", [tags.put("kv", 40, (10, 60)) for _ in range(rng.randint(1, 6))]])
         if rng.random() < 0.35:
@@ -204,7 +208,8 @@ def upkeep(rng: random.Random, length: int) -> list[Step]:
 
 def mixtures(rng: random.Random, length: int) -> list[Step]:
     """Some of everything, with aborts and undone savepoints."""
-    tags, steps = _Tags(rng), []
+    tags = _Tags(rng)
+    steps: list[Step] = []
     for _ in range(length):
         changes: list[Step] = []
         for _ in range(rng.randint(1, 6)):
@@ -218,6 +223,7 @@ def mixtures(rng: random.Random, length: int) -> list[Step]:
                     ["del", table, low],
                     ["range", table, low, low + rng.randrange(20)],
                     ["undo", [tags.put(table, 60, (0, 300)), ["range", table, low, low + 9]]],
+                    ["undo", [[rng.choice(("clear", "drop")), table], tags.put(table, 60, (0, 90))]],
                 )
             )
             changes.append(change)

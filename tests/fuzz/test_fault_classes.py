@@ -19,9 +19,10 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # the fuzzers are not installed; they lie beside the tests
 
 from fuzz import f10_flipped_bits, f13_kills  # noqa: E402 the path comes first
+from fuzz.classes import fault_classes  # noqa: E402 the path comes first
 from fuzz.damage import sample  # noqa: E402 the path comes first
 from fuzz.f04_broken_engines import hunt  # noqa: E402 the path comes first
-from fuzz.harness import REGRESSIONS, Budget, Failure, FaultClass, fault_classes, run_class, save  # noqa: E402 as above
+from fuzz.harness import REGRESSIONS, Budget, Failure, FaultClass, run_class, save  # noqa: E402 as above
 from fuzz.mutants import MUTANTS, Mutant  # noqa: E402 the path comes first
 
 CLASSES = {each.name: each for each in fault_classes()}

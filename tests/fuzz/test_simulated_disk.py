@@ -184,12 +184,12 @@ def test_a_write_over_a_page_in_use_is_a_violation(disk: SimDisk) -> None:
     file = disk.file_system().open(PATH, writable=True)
     with pytest.raises(Violation, match="M1"):
         file.write(min(pages) * 512, bytes(512))
-    with pytest.raises(Violation, match="M1: .*header"):
+    with pytest.raises(Violation, match=r"M1: .*header"):
         file.write(0, bytes(8))
-    with pytest.raises(Violation, match="M2"):
-        file.write(512, bytes(96))
     with pytest.raises(Violation, match="M4"):
         file.truncate(1024)
+    with pytest.raises(Violation, match="M2"):
+        file.write(512, bytes(96))
     assert len(monitor.violations) == 4
 
 

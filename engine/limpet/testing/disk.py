@@ -15,7 +15,7 @@ Failing syncs behave as file systems do (Rebello et al., "Can Applications Recov
 Failures?", USENIX ATC 2020):
 
     "eio"           nothing reached the disk, what is pending stays so, and a later sync retries
-    "ext4-ordered"  some of it did, all of it counts as clean from now on; the cache shows the new
+    "ext4-ordered"  some of it did, all content counts as clean from now on; the cache shows the new
                     bytes until it is dropped, the next sync succeeds (XFS does the same)
     "btrfs"         nothing did, and the cache shows the old bytes again
     "ext4-data"     as ext4-ordered, but this sync succeeds and the next one reports the error
@@ -92,20 +92,22 @@ class Inode:
                 _put(self.durable, change.offset, change.data)
             elif with_size:
                 assert type(change) is Resize
-                self.durable_size = change.size
-                _fit(self.durable, change.size)
+                self._resize(change.size)
             else:
                 sizes.append(change)
         self.pending = sizes
 
+    def _resize(self, size: int) -> None:
+        if size < self.durable_size:
+            del self.durable[size:]
+        self.durable_size = size  # what lies behind was synced before its size was, and is there already
+
     def take(self, region: range | None) -> list[Write | Resize]:
         """Remove from what is pending the writes that touch a region of the file; None: everything."""
-        if region is None:
-            taken, self.pending = self.pending, []
-            return taken
-        taken, kept = [], []
+        taken: list[Write | Resize] = []
+        kept: list[Write | Resize] = []
         for change in self.pending:
-            hit = (
+            hit = region is None or (
                 type(change) is Write
                 and change.offset < region.stop
                 and change.offset + len(change.data) > region.start
@@ -121,18 +123,17 @@ class Inode:
             _put(self.durable, change.offset, change.data)
 
     def lose(self, rng: random.Random, region: range | None) -> None:
-        """A failed sync: some of what is pending has reached the disk, and all of it counts as clean."""
+        """A failed sync: some of what is pending has reached the disk, and all content counts as clean.
+
+        Sizes are another matter: the file system keeps them in its journal, and a later sync writes them.
+        """
         for change in self.take(region):
-            if rng.random() < 0.5:
+            if type(change) is not Write:
+                self.pending.append(change)
                 continue
-            if type(change) is Write:
-                for start in range(0, len(change.data), SECTOR):
-                    if rng.random() < 0.5:
-                        _put(self.durable, change.offset + start, change.data[start : start + SECTOR])
-            else:
-                assert type(change) is Resize
-                self.durable_size = change.size
-                _fit(self.durable, change.size)
+            for start in range(0, len(change.data), SECTOR):
+                if rng.random() < 0.3:
+                    _put(self.durable, change.offset + start, change.data[start : start + SECTOR])
 
     def on_disk(self) -> bytes:
         """The content as the disk has it, were the power cut before anything more is written."""
@@ -503,7 +504,8 @@ class SimFile(File):
         if self.writable and not self.disk.sync_goes_wrong(self.inode, self.path):
             self.inode.settle(with_size=False)
         if self.disk.droppable:
-            self.inode.cache = self.inode.fresh_cache()
+            fresh = self.inode.fresh_cache()
+            self.inode.cache[: size or len(self.inode.cache)] = fresh[: size or len(fresh)]
         self.disk.leave(call)
         return self.disk.droppable
 

@@ -132,7 +132,7 @@ class _DoomedFile(File):
 
     def drop_cache(self, size: int = 0) -> bool:
         with self._owner.call():
-            return self._inner.drop_cache()
+            return self._inner.drop_cache(size)
 
     def try_lock(self, *, exclusive: bool) -> bool:
         return self._inner.try_lock(exclusive=exclusive)
