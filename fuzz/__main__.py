@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import functools
 import logging
 import os
 import random
@@ -39,7 +40,7 @@ def main() -> int:
     for each, share in zip(classes, shares, strict=True):
         seconds = arguments.seconds * share / sum(shares)
         faulthandler.dump_traceback_later(seconds * 3 + 180, exit=True)
-        budget = Budget(seconds, seed, progress=lambda budget, each=each: _progress(each, budget))  # type: ignore[misc]
+        budget = Budget(seconds, seed, progress=functools.partial(_progress, each))
         failure = run_class(each, budget)
         spent = budget.spent
         _erase()

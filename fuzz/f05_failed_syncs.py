@@ -65,7 +65,7 @@ def _one(case: Case, budget: Budget) -> bool:
             raise Wrong("a sync reported an error, and nobody heard of it")
         if error is not None and run.db is not None:
             _must_refuse(run)
-        lowest = max(0, run.durable - 1) if late else run.durable
+        lowest = min(run.durable_before, run.durable) if late else run.durable
         states = run.states[lowest : run.begun + 1]
 
         def accept(found: Exception) -> bool:

@@ -94,6 +94,7 @@ class Run:
 
     states     the content after each commit, the empty database first
     durable    index of the newest state that survives a power cut for certain
+    durable_before  the one that was so before that
     survives   the same for the death of the process
     begun      index of the newest state that might be there
     created    whether `open` has returned once
@@ -116,7 +117,7 @@ class Run:
         self.monitor = Monitor(disk) if monitored else None
         self.db: Database | None = None
         self.states: list[Model] = [{}]
-        self.durable = self.survives = self.begun = 0
+        self.durable = self.survives = self.begun = self.durable_before = 0
         self.created = False
         self.strength = "sync"
         self.readers: list[tuple[ReadTransaction, Model]] = []
@@ -186,10 +187,10 @@ class Run:
             self.end_reader()
         elif kind == "flush":
             db.flush()
-            self.durable = self.survives = len(self.states) - 1
+            self._made_durable()
         elif kind == "compact":
             db.compact()
-            self.durable = self.survives = len(self.states) - 1
+            self._made_durable()
         elif kind == "backup":
             db.backup(BACKUP, overwrite=True)
         elif kind == "reopen":
@@ -223,7 +224,13 @@ class Run:
         if durability != "none":
             self.survives = self.begun
         if durability == "sync":
-            self.durable = self.begun
+            self._made_durable()
+
+    def _made_durable(self) -> None:
+        """The newest state was acknowledged as durable."""
+        if self.durable != len(self.states) - 1:
+            self.durable_before = self.durable
+        self.durable = self.survives = len(self.states) - 1
 
     def end_reader(self) -> None:
         """Compare the oldest snapshot that is open with its state, and close it."""
@@ -258,7 +265,7 @@ class Run:
                 raise
             self._note(error)
             return
-        self.durable = self.survives = len(self.states) - 1
+        self._made_durable()
 
     def abandon(self) -> None:
         """Let go of the database without closing it well; faults are over."""

@@ -124,7 +124,8 @@ _GROWTH_SHARE = 8  # the file grows by an eighth,
 _MIN_GROWTH = 64 << 10  # but by 64 KiB at least
 _MAX_GROWTH = 8 << 20  # and 8 MiB at most
 _HOLDER_SIZE = 256  # bytes of the note that says who has the file open
-_MIN_PENDING = 1 << 20  # bytes that may wait in any file
+_MIN_PENDING = 1 << 20  # bytes that may wait in any file,
+_MIN_PENDING_PAGES = 1024  # but no more pages than these
 _MAX_PENDING_SHARE = 4  # `os` commits become durable when a quarter of the file waits for that
 
 
@@ -1075,10 +1076,8 @@ class Database:
         space = self._loaded_space()
         tip = work.tip = self._tip
         sync = sync or any(commit.durability == SYNC for commit in self._unpublished)
-        sync = (
-            sync
-            or space.old_pending_count * _MAX_PENDING_SHARE > space.high_water + _MIN_PENDING // self._header.page_size
-        )
+        waiting = min(_MIN_PENDING // self._header.page_size, _MIN_PENDING_PAGES)
+        sync = sync or space.old_pending_count * _MAX_PENDING_SHARE > space.high_water + waiting
         work.unwritten, self._unwritten, self._unwritten_size = self._unwritten, set(), 0
         work.dirty_tables, self._dirty_tables = self._dirty_tables, set()
         work.unsynced = self._unsynced or bool(work.unwritten)

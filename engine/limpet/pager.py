@@ -80,8 +80,13 @@ class Pager:
         return node
 
     def passing_node(self, ref: int, tree_id: int) -> Node:
-        """As `node`, for a long scan: what was not cached stays so, and the cache keeps its content."""
-        return self.hot.get(ref) or self._cold.get(ref) or decode_node(self.page(ref), ref_pgno(ref), tree_id)
+        """As `node`, for a long scan: what was not cached enters the cache only while there is room."""
+        node = self.hot.get(ref) or self._cold.get(ref)
+        if node is None:
+            node = decode_node(self.page(ref), ref_pgno(ref), tree_id)
+            if self._hot_size + self._cold_size + node.memory <= self._cache_size:
+                self.remember(ref, node)
+        return node
 
     def page(self, ref: int) -> bytes:
         """The verified bytes of the page behind a reference."""

@@ -53,13 +53,20 @@ def test_a_page_is_read_once_and_then_comes_from_the_cache(file: WatchedFile) ->
     assert pager.read_count == 1
 
 
-def test_a_passing_node_is_not_kept(file: WatchedFile) -> None:
-    pager = new_pager(file)
-    ref = add_leaf(pager, 4)
-    pager.passing_node(ref, TREE)
-    pager.passing_node(ref, TREE)
-    assert pager.read_count == 2
-    assert pager.cached_size == 0
+def test_a_passing_node_enters_the_cache_only_while_there_is_room(file: WatchedFile) -> None:
+    pager = new_pager(file, cache_size=10_000)
+    refs = [add_leaf(pager, pgno) for pgno in range(4, 104)]
+    pager.node(refs[0], TREE)
+    for ref in refs:
+        pager.passing_node(ref, TREE)
+    kept = set(pager.hot)
+    for ref in refs:
+        pager.passing_node(ref, TREE)
+
+    assert refs[0] in kept
+    assert set(pager.hot) == kept
+    assert 1 < len(kept) < len(refs)
+    assert pager.cached_size <= 10_000
 
 
 def test_the_cache_never_exceeds_its_size(file: WatchedFile) -> None:
