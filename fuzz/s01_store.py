@@ -63,18 +63,10 @@ class Gateway:
 
     def step(self) -> str:
         """One operation, one transaction or none; returns its name."""
-        operation: Callable[[], object] = self.rng.choice(
-            (
-                self.append,
-                self.append_many,
-                self.set_text,
-                self.submit,
-                self.submit,
-                self.dequeue,
-                self.finish,
-                self.mixed,
-            )
-        )
+        choices = (self.append, self.append_many, self.set_text, self.submit, self.mixed, self.dequeue, self.dequeue)
+        operation: Callable[[], object] = self.rng.choice(choices)
+        if self.running and self.rng.random() < 0.4:
+            operation = self.finish
         self.number += 1
         operation()
         return operation.__name__

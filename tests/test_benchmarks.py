@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOADS = {
-    "commit": {"one thread", "16 threads, commits a second"},
+    "commit": {"one thread, a new key", "16 threads, commits a second"},
     "get": {"each in its own transaction"},
     "scan": {"scan in the cache"},
     "bulk": {"random keys", "random keys, size of the file"},
