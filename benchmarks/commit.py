@@ -75,8 +75,8 @@ def run(run: Run) -> Result:
     several = result.ratio(_rate(THREADS[-1]), "sqlite3")
     result.aim(f"{THREADS[-1]} threads, Limpet's commits a second over SQLite's", several, 1.0, "x", at_least=True)
     result.note(
-        "The disk alone is the least that a commit can take. Limpet's bulk load leaves full pages behind, so that many of "
-        "the new keys that come right after it split one. Threads insert new keys, weaker durabilities too."
+        "The disk alone is the least that a commit can take. Limpet's bulk load leaves full pages behind, so that many "
+        "of the new keys that come right after it split one. Threads insert new keys, weaker durabilities too."
     )
     result.note(
         "SQLite copies its log into the database now and then, inside a commit; that is part of its p99 and max."

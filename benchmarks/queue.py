@@ -36,13 +36,19 @@ def run(run: Run) -> Result:
         with contextlib.ExitStack() as stack:
             folder = run.folder(durability)
             queues: dict[tuple[str, int], _Queue] = {}
+            filled: dict[tuple[str, int], int] = {}
             for length in (SHORT, long):
                 for make in (_LimpetQueue, _SQLiteQueue):
                     queue = make(folder / f"{make.name}-{length}", durability)
                     stack.callback(queue.close)
+                    began = time.perf_counter_ns()
                     queue.fill(length)
+                    filled[make.name, length] = time.perf_counter_ns() - began
                     queues[make.name, length] = queue
             samples = _take_turns(queues, count)
+        if durability == "sync":
+            what = f"enqueue {long:,} tasks in one transaction"
+            result.add(what, {name: [filled[name, long]] for name in (OURS, "sqlite3")}, "ms")
         for length in (SHORT, long):
             of_length = {name: samples[name, length] for name in (OURS, "sqlite3")}
             result.add(_what(length, durability), of_length)

@@ -14,7 +14,7 @@ entries is entry_count + delta, as soon as it is known which keys set so far the
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -158,6 +158,8 @@ class Owner(Protocol):
 # Bytes of Python objects beside the bytes of key and value: two headers, a slot and a half in the
 # dict, an entry in the set of unresolved keys.
 _ENTRY_OVERHEAD = 33 + 33 + 150 + 50
+_MERGED = 100  # changes merged at a time by a scan
+_UNASKED = 64  # keys that may come before their order is given up
 _REPORTED = 64 << 10  # bytes of overlay at a time; telling the transaction of each costs a call of 0.1 us
 
 
@@ -170,6 +172,7 @@ class WorkingTree:
         "_owner",
         "_pager",
         "_sorted",
+        "_unasked",
         "changed",
         "codecs",
         "count",
@@ -195,6 +198,7 @@ class WorkingTree:
         self.version = 0
         self.changed = False  # since the transaction began
         self._sorted: list[bytes] | None = None
+        self._unasked = 0  # keys that came since somebody asked for their order
         self.overlay: dict[bytes, bytes | None] = {}
         self.delta = 0
         self.unresolved: set[bytes] = set()
@@ -244,20 +248,32 @@ class WorkingTree:
                 for keys, values in below:
                     if reverse:
                         at = bisect_left(changed, keys[0], first, last)
-                        above, last = changed[at:last], at
+                        yield from self._merged(keys, values, changed, at, last, reverse=True)
+                        last = at
                     else:
                         at = bisect_left(changed, keys[-1] + b"\0", first, last)
-                        above, first = changed[first:at], at
-                    if above:
-                        keys, values = self._merge(keys, values, above)
-                    if keys:
-                        yield keys, values
+                        yield from self._merged(keys, values, changed, first, at, reverse=False)
+                        first = at
             except CorruptError as error:
                 raise named(error, self.name) from None
-        if first < last:
-            keys, values = self._merge([], [], changed[first:last])
+        yield from self._merged([], [], changed, first, last, reverse=reverse)
+
+    def _merged(
+        self, keys: list[bytes], values: list[bytes], changed: list[bytes], first: int, last: int, *, reverse: bool
+    ) -> Iterator[Batch]:
+        """A batch with the changes [first, last) on top; some at a time, since the caller may want but one."""
+        if first == last:
             if keys:
                 yield keys, values
+            return
+        starts = range(first, last, _MERGED)
+        for start in reversed(starts) if reverse else starts:
+            stop = min(start + _MERGED, last)
+            low = 0 if start == first else bisect_left(keys, changed[start])
+            high = len(keys) if stop == last else bisect_left(keys, changed[stop])
+            batch = self._merge(keys[low:high], values[low:high], changed[start:stop])
+            if batch[0]:
+                yield batch
 
     def _merge(self, keys: list[bytes], values: list[bytes], above: list[bytes]) -> Batch:
         entries: dict[bytes, bytes | None] = dict(zip(keys, values, strict=True))
@@ -266,9 +282,20 @@ class WorkingTree:
         return [key for key, _ in merged], [value for _, value in merged]
 
     def _changed_keys(self) -> list[bytes]:
+        """The keys of the overlay in order; kept up to date as long as somebody asks for them."""
+        self._unasked = 0
         if self._sorted is None:
             self._sorted = sorted(self.overlay)
         return self._sorted
+
+    def _keep_sorted(self, key: bytes) -> None:
+        """A key came into the overlay. Sorting all keys anew for each look at their order would be quadratic."""
+        assert self._sorted is not None
+        self._unasked += 1
+        if self._unasked > _UNASKED:
+            self._sorted = None
+        else:
+            insort(self._sorted, key)
 
     def entry_count(self) -> int:
         """O(1), but for one look-up, once, of each key set since somebody last asked."""
@@ -296,12 +323,13 @@ class WorkingTree:
         if key in overlay:
             if overlay[key] is None:
                 self.delta += 1
-        elif self.root:
-            self.unresolved.add(key)
-            self._sorted = None
         else:
-            self.delta += 1
-            self._sorted = None
+            if self.root:
+                self.unresolved.add(key)
+            else:
+                self.delta += 1
+            if self._sorted is not None:
+                self._keep_sorted(key)
         overlay[key] = value
         self.version += 1
         self.changed = True
@@ -361,10 +389,13 @@ class WorkingTree:
         else:
             self.delta -= 1
         if below:
+            if self._sorted is not None and key not in overlay:
+                self._keep_sorted(key)
             overlay[key] = None
         else:
             del overlay[key]
-        self._sorted = None
+            if self._sorted is not None:
+                del self._sorted[bisect_left(self._sorted, key)]
         self.version += 1
         self.changed = True
         self._grown += len(key) + _ENTRY_OVERHEAD
