@@ -50,7 +50,7 @@ from .pager import Pager
 Changes = dict[bytes, bytes | None]  # None: delete
 
 _THIN = 4  # a node that shrank below 1/4 of its page is joined with a neighbour
-_CACHED_SCAN = 8  # leaves of one scan that enter the cache; a longer scan would only wash it out
+_CACHED_SCAN = 8  # leaves of one scan that may push others out of the cache; the rest only fill its free room
 _WARM_AFTER = 2  # look-ups; one that is repeated will be again
 _CACHED_SEAL = 64  # nodes of one commit that enter the cache, for the same reason
 _RUN_TAIL = 2  # bytes at the end of a key that may differ within a run

@@ -1,5 +1,6 @@
 """The contract of tables: a whole MutableMapping, ordered ranges, typed keys. Over a file and in memory."""
 
+import contextlib
 import datetime
 import math
 import random
@@ -804,3 +805,40 @@ def test_something_that_is_no_table_is_a_type_error(db: limpet.Database) -> None
                 txn[table]
             with pytest.raises(TypeError):
                 txn.drop(table)
+
+
+def test_looks_at_the_order_agree_with_a_dict_while_one_transaction_changes_the_table(
+    db: limpet.Database, seed: int
+) -> None:
+    """The overlay's keys are kept in order from look to look; each way a key comes or goes has to keep them right."""
+    rng = random.Random(seed)
+    table = limpet.Table("looked at")
+    model: dict[bytes, bytes] = {}
+    for _ in range(4):
+        with db.write() as txn:
+            view = txn[table]
+            for _ in range(300):
+                key, choice = b"%03d" % rng.randrange(400), rng.random()
+                if choice < 0.5:
+                    view[key] = model[key] = b"%d" % rng.randrange(99)
+                elif choice < 0.6:
+                    assert view.pop(key, None) == model.pop(key, None)
+                elif choice < 0.65:
+                    with contextlib.suppress(ZeroDivisionError), txn.savepoint():
+                        view[key] = b"undone"
+                        assert view.first() is not None
+                        raise ZeroDivisionError
+                elif choice < 0.7:
+                    batch = {b"%03d" % rng.randrange(400): b"batch" for _ in range(rng.choice([2, 80]))}
+                    view.update(batch)
+                    model.update(batch)
+                elif choice < 0.8:
+                    assert view.first() == min(model.items(), default=None), f"seed {seed}"
+                elif choice < 0.9:
+                    assert view.last() == max(model.items(), default=None), f"seed {seed}"
+                else:
+                    assert list(view.range(key, reverse=True)) == sorted(
+                        (item for item in model.items() if item[0] >= key), reverse=True
+                    ), f"seed {seed}"
+            assert list(view.items()) == sorted(model.items()), f"seed {seed}"
+            assert len(view) == len(model)
