@@ -46,6 +46,7 @@ ENGINE_ORDER = [
     "pager",
     "node",
     "free_space",
+    "log",
     "file",
     "native",
     "format",

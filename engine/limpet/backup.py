@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from . import btree
 from .codecs import describe_key
 from .errors import CorruptError
 from .file import File, FileSystem, random_bytes
@@ -46,7 +45,7 @@ from .node import (
     overflow_record,
     separator,
 )
-from .overlay import TableInfo, named
+from .overlay import SnapshotTree, TableInfo, named
 from .pager import Pager
 
 Progress = Callable[[int, int], None]
@@ -72,7 +71,7 @@ def initialise(file: File, header: Header, meta: Meta) -> None:
 
 def first_meta() -> Meta:
     """The meta of a database without tables."""
-    return Meta(Txid(1), 0, Txid(1), Ref(0), Ref(0), FIRST_NODE_PGNO, 0, 0, 2, now_us(), clean=True)
+    return Meta(Txid(1), 0, Ref(0), Ref(0), FIRST_NODE_PGNO, 0, 0, 2, now_us(), clean=True)
 
 
 def new_header(page_size: int, checksum_kind: int) -> Header:
@@ -99,18 +98,21 @@ def write_copy(
     raises    CorruptError if a page of the snapshot is damaged; OSError
     """
     header = new_header(source.page_size, source.header.checksum_kind)
-    meta = replace(first_meta(), txid=txid, durable_txid=txid, next_tree_id=next_tree_id)
+    meta = replace(first_meta(), txid=txid, next_tree_id=next_tree_id)
     initialise(target, header, meta)
     builder = _Builder(Pager(target, header, 0), make_stamp(txid, 0))
-    total = sum(info.entry_count for info in tables.values())
+    total = sum(SnapshotTree(name, source, info).entry_count() for name, info in tables.items())
     done = 0
     catalogue: list[tuple[bytes, bytes]] = []
     for name in sorted(tables, key=str.encode):
         info = tables[name]
         try:
-            root, count = builder.build(_entries(source, info), info.tree_id, partial(_report, progress, done, total))
-            if count != info.entry_count:
-                raise CorruptError("the table has another number of entries", expected=info.entry_count, found=count)
+            root, count = builder.build(
+                _entries(name, source, info), info.tree_id, partial(_report, progress, done, total)
+            )
+            expected = SnapshotTree(name, source, info).entry_count()
+            if count != expected:
+                raise CorruptError("the table has another number of entries", expected=expected, found=count)
         except CorruptError as error:
             raise named(error, name) from None
         done += count
@@ -142,12 +144,12 @@ def put_in_place(file_system: FileSystem, file: File, path: str, *, overwrite: b
     file_system.sync_directory(path)
 
 
-def _entries(source: Pager, info: TableInfo) -> Iterator[tuple[bytes, bytes]]:
+def _entries(name: str, source: Pager, info: TableInfo) -> Iterator[tuple[bytes, bytes]]:
     """The entries of a table, large values loaded."""
-    if info.root:
-        for keys, values in btree.scan(source, info.root, info.tree_id, None, None):
-            for key, value in zip(keys, values, strict=True):
-                yield key, (source.overflow_value(value, info.tree_id) if type(value) is Overflow else value)
+    tree = SnapshotTree(name, source, info)
+    for keys, values in tree.scan(None, None):
+        for key, value in zip(keys, values, strict=True):
+            yield key, tree.load(value)
 
 
 class _Level:

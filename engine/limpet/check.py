@@ -70,6 +70,7 @@ from .format import (
     ref_pgno,
 )
 from .free_space import check_map_page
+from .log import Replay
 from .node import Branch, Overflow, decode_node
 from .pager import Pager
 
@@ -200,7 +201,13 @@ class Report:
 
 
 def check_commit(
-    pager: Pager, newest: Meta, older: Meta | None, progress: Progress | None = None, *, quick: bool = False
+    pager: Pager,
+    newest: Meta,
+    older: Meta | None,
+    log: Replay,
+    progress: Progress | None = None,
+    *,
+    quick: bool = False,
 ) -> Report:
     """Verify everything that a commit consists of, and what the commit before it does not share.
 
@@ -210,7 +217,7 @@ def check_commit(
     returns   the report. Damage is in it, never raised; ClosedError passes through
     cost      reads all pages in use once
     """
-    checker = Checker(pager, newest, older, progress, quick=quick)
+    checker = Checker(pager, newest, older, log, progress, quick=quick)
     checker.run()
     return checker.report
 
@@ -271,9 +278,17 @@ class Checker:
     """One check. `run` once; then `report` and `marks` tell what was found."""
 
     def __init__(
-        self, pager: Pager, newest: Meta, older: Meta | None, progress: Progress | None = None, *, quick: bool = False
+        self,
+        pager: Pager,
+        newest: Meta,
+        older: Meta | None,
+        log: Replay,
+        progress: Progress | None = None,
+        *,
+        quick: bool = False,
     ) -> None:
         self._pager = pager
+        self._log = log
         self._page_size = pager.page_size
         self._newest = newest
         self._older = older
@@ -286,6 +301,7 @@ class Checker:
         self.is_complete = True  # every tree was walked whole, so what was not reached is leaked
         self._older_lost = False  # the commit before shares a page that is damaged
         self._map_tree = _Tree("map of free space", None, FREE_SPACE_TREE)
+        self._log_tree = _Tree("log", None, FREE_SPACE_TREE)
         self._end = max(newest.high_water, older.high_water if older is not None else 0)
         self._total = min(self._end, -(-pager.file.size() // pager.page_size))  # what a meta claims has no bound
         self.marks = bytearray(self._total)
@@ -382,6 +398,7 @@ class Checker:
     def _walk(self, meta: Meta) -> list[tuple[str, CatalogueEntry]]:
         """Verify one commit; returns its tables."""
         self._check_map(meta)
+        self._claim_log(meta)
         entries: list[tuple[_Place, bytes, bytes, int]] = []
 
         def collect(place: _Place, keys: list[bytes], values: list[bytes], txid: int) -> None:
@@ -841,6 +858,10 @@ class Checker:
             self._about_commit(
                 "count", "the map of free space has another number of free pages", meta.free_count, free_count
             )
+
+    def _claim_log(self, meta: Meta) -> None:
+        if meta.log_size and not (self._is_older and meta.log_start == self._newest.log_start):
+            self._claim(_Place(self._log_tree, meta.log_start, (meta.log_start,)), 0, meta.log_size)
 
     def _mark_free(self, place: _Place, bitmap: bytes, start: int, high_water: int, mark: int) -> int:
         """Mark what a bitmap says is free; returns how many pages."""

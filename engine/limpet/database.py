@@ -2,27 +2,35 @@
 
 How a commit comes about:
 
-    1  in memory   under the writer's lock: overlays become pages in free space, a new Snapshot
-                   becomes the tip. The writer is then free for the next transaction
-    2  flush       under the flush lock: the pages of all commits since the last flush, the
-                   catalogue and the map of free space are written and synced; then a meta into
-                   the slot that does not hold the newest durable commit; then that is synced
+    1  in memory   under the writer's lock: its changes come on top of those since the last
+                   checkpoint, a new Snapshot becomes the tip. The writer is then free for the next
+    2  flush       under the flush lock: what all commits since the last flush changed is written
+                   behind the log, as one record, and synced
     3  published   readers that begin now see it
 
-Several committers that wait at 2 are served by one flush (group commit). An `os` commit leaves
-out both syncs. A `none` commit leaves out step 2 altogether and waits in memory for the next.
+Several committers that wait at 2 are served by one flush (group commit). An `os` commit leaves out
+the sync. A `none` commit leaves out step 2 altogether and waits in memory for the next.
+
+A commit that the log has no room for, or that does more than to change entries, is a checkpoint:
+
+    1  in memory   all changes since the last checkpoint, and its own, become pages in free space
+    2  flush       those pages, the catalogue and the map of free space are written and synced;
+                   then a meta into the slot that does not hold the newest; then that is synced.
+                   The log is empty from then on
 
 Failures, and what remains true:
 
-    writing pages fails    the commits of the flush are undone, nobody has seen them; go on
+    the disk is full, or   the commits of the flush are undone, nobody has seen them; go on
+    writing pages fails
     a sync fails, or       what is on disk is unknown until it is read again: the database is
-    writing a meta fails   poisoned, every later call says so; close it and open it again
+    writing a record or    poisoned, every later call says so; close it and open it again
+    a meta fails
 
 Locks, always taken in this order:
 
     _writer   held by the write transaction
     _flush    held while a flush is under way
-    _state    short, never during I/O but growth: space, tip, published, metas
+    _state    short, never during I/O but growth: space, tip, published, metas, log
 
 Readers take none: a reader pins the published snapshot, looks whether it still is the published
 one, and begins again if not. A page freed by commit k is handed out only by a transaction that
@@ -87,12 +95,12 @@ from .format import (
     HOLDER_PGNO,
     KNOWN_READ_ONLY,
     MAX_PAGE_SIZE,
-    MAX_TXID,
     META_PGNOS,
     MIN_PAGE_SIZE,
     CatalogueEntry,
     Header,
     Meta,
+    Pgno,
     Ref,
     Txid,
     decode_catalogue_entry,
@@ -100,13 +108,16 @@ from .format import (
     encode_catalogue_entry,
     encode_meta,
     make_stamp,
+    max_key_size,
+    ref_checksum,
     ref_pgno,
     valid_page_size,
 )
 from .free_space import FreeSpace, MapBefore, Pending, load_map
-from .overlay import TableInfo
+from .log import Log, Replay, decode_changes, encode_changes, encode_record, region_size
+from .overlay import Overlay, TableInfo, WorkingTree
 from .pager import Pager
-from .recovery import Choice, choose, read_metas, verify_since
+from .recovery import read_log, recover
 from .transaction import ReadTransaction, Snapshot, WriteTransaction
 
 _log = logging.getLogger("limpet")
@@ -123,10 +134,9 @@ _OVERLAY_SHARE = 2
 _GROWTH_SHARE = 8  # the file grows by an eighth,
 _MIN_GROWTH = 64 << 10  # but by 64 KiB at least
 _MAX_GROWTH = 8 << 20  # and 8 MiB at most
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})  # nothing was written
+_SHORTEST_HOLE = 64 << 10  # bytes; a shorter one makes the file harder to read in a row than it is worth
 _HOLDER_SIZE = 256  # bytes of the note that says who has the file open
-_MIN_PENDING = 1 << 20  # bytes that may wait in any file,
-_MIN_PENDING_PAGES = 1024  # but no more pages than these
-_MAX_PENDING_SHARE = 4  # `os` commits become durable when a quarter of the file waits for that
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,9 @@ class Stats:
     retained_size   of pending, what would be free but for readers; at most pending_size
     cache_size      the limit of the page cache; cached_size what it holds
     page_reads      pages that were not in the cache
-    flushes         metas written; syncs: calls of the system's sync
+    log_size        of the live pages, those of the log; log_used what is in it since the last checkpoint
+    flushes         log records and metas written; syncs: calls of the system's sync
+    checkpoints     of the flushes, those that wrote trees and a meta
     readers         read transactions open; oldest_reader_txid the oldest of their snapshots
     """
 
@@ -159,7 +171,10 @@ class Stats:
     cached_size: int
     page_reads: int
     commits: int
+    log_size: int
+    log_used: int
     flushes: int
+    checkpoints: int
     syncs: int
     readers: int
     oldest_reader_txid: int | None
@@ -179,6 +194,9 @@ class _Commit:
     pages: set[int]
     superseded: list[int]  # pages of earlier unwritten commits that need not be written any more
     pending: list[Pending]
+    stale: list[int]  # references of nodes that only older commits use
+    log_before: Log | None = None  # of a checkpoint: the log that it ends
+    base_before: Snapshot | None = None  # and what was the last checkpoint before
     error: OSError | None = None  # why a failed flush undid it
 
 
@@ -206,7 +224,7 @@ def open(
     checksum      "crc32c" or "crc32"; for a new file; None: CRC-32C if the package is there
     raises        FormatError, UpgradeRequiredError, CorruptError, LockedError; OSError
     warns         RuntimeWarning if checksums have to be computed in Python
-    cost          under 1 ms after a clean close; after a crash it reads the newest commit's pages
+    cost          a few ms: it reads the metas, the catalogue and the log, whatever the size of the file
     """
     if not valid_page_size(_checked_int("page_size", page_size)):
         raise ValueError(f"page_size has to be a power of two from {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}, not {page_size}")
@@ -358,7 +376,7 @@ class Database:
         self._failure: LimpetError | None = None  # why nothing works any more
         self._forked = False
         self._closed = False
-        self._commit_count = self._flush_count = self._sync_count = 0
+        self._commit_count = self._flush_count = self._checkpoint_count = self._sync_count = 0
         self._read_only = read_only
         self._last_txid = 0
         self._attach(file)
@@ -374,35 +392,36 @@ class Database:
         if not self._read_only:
             # If the sync of the last clean close failed, only the cache has its mark.
             file.drop_cache(FIRST_NODE_PGNO * header.page_size)
-        choice = self._choose(pager)
+        choice = recover(pager)
         if not choice.clean and not self._read_only:
-            if not file.drop_cache():
+            if not file.drop_cache():  # after a sync, so what is found now is on the disk
                 _log.debug("%s: the system's cache of the file could not be emptied", self._path)
             pager.forget()
-            choice = self._choose(pager)
-        if choice.problem is not None or choice.meta is None or choice.slot is None:
+            choice = recover(pager)
+        meta, replay = choice.meta, choice.log
+        if choice.problem is not None or meta is None or choice.slot is None or replay is None:
             raise choice.problem or CorruptError("no commit can be read")
-        meta = choice.meta
         if not choice.clean:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
-            if not self._read_only and meta.is_durable:
-                verify_since(pager, meta, choice.older.txid if choice.older is not None else meta.txid - 1)
-        pager.use_map()
+        tables = self._load_tables(pager, meta)
         self._header = header
         self._file = file
         self._pager = pager
         self._metas: list[Meta | None] = [None, None]
         self._metas[choice.slot] = meta
         self._metas[1 - choice.slot] = choice.older
-        self._durable_slot = choice.durable if choice.durable is not None else choice.slot
-        self._durable_txid = int(meta.durable_txid)
-        self._overwritten_txid = MAX_TXID  # the oldest commit whose meta was written over and that not yet synced
-        self._written_txid = int(meta.txid)
+        self._slot = choice.slot  # of the newest meta
+        self._log = Log(meta.epoch, meta.log_start, meta.log_size, replay.used)
+        if replay.records:
+            self._log.previous = replay.records[-1].checksum
+        self._durable_txid = self._written_txid = int(replay.last_txid)
         self._clean = choice.clean
-        self._last_txid = max([self._last_txid, *(int(meta.txid) for meta in choice.found if isinstance(meta, Meta))])
+        self._last_txid = max(
+            [self._last_txid, replay.seen_txid, *(int(each.txid) for each in choice.found if isinstance(each, Meta))]
+        )
         self._capacity = file.size() // header.page_size
-        self._unsynced = not choice.clean  # what a dead process wrote may be in the cache only,
-        self._grew = not choice.clean or self._capacity > meta.high_water  # and so may space that it added
+        self._log_unsynced = False  # whether records were written that are not synced
+        self._grew = not choice.clean or self._capacity > meta.high_water  # so may a process that died
         self._space: FreeSpace | None = None
         self._catalogue_root = int(meta.catalogue_root)
         self._dirty_tables: set[str] = set()
@@ -411,21 +430,17 @@ class Database:
         self._young: set[int] = set()  # pages of commits that no flush has seen yet
         self._unpublished: list[_Commit] = []
         self._nonce = meta.nonce
-        snapshot = Snapshot(meta.txid, self._load_tables(pager, meta), meta.next_tree_id, pager)
+        self._checkpoint = Snapshot(
+            meta.txid, tables, meta.next_tree_id, pager
+        )  # the newest whose changes are in trees
+        tables = self._replayed(tables, replay, meta)
+        snapshot = Snapshot(replay.last_txid, tables, meta.next_tree_id, pager)
         self._tip = snapshot
         self._published: Snapshot | None = snapshot
         self._high_water = meta.high_water
+        pager.use_map()
         if not self._read_only:
             self._write_holder()
-
-    @staticmethod
-    def _choose(pager: Pager) -> Choice:
-        return choose(
-            read_metas(pager),
-            pager.file.size(),
-            pager.page_size,
-            lambda meta: verify_since(pager, meta, meta.durable_txid),
-        )
 
     @staticmethod
     def _load_tables(pager: Pager, meta: Meta) -> dict[str, TableInfo]:
@@ -447,6 +462,28 @@ class Database:
                     )
         if len(tables) != meta.table_count:
             raise CorruptError("the catalogue is incomplete", expected=meta.table_count, found=len(tables))
+        return tables
+
+    def _replayed(self, tables: dict[str, TableInfo], replay: Replay, meta: Meta) -> dict[str, TableInfo]:
+        """The tables with the changes in the log on top."""
+        names = {info.tree_id: name for name, info in tables.items()}
+        changed: dict[str, dict[bytes, bytes | None]] = {}
+        limit = max_key_size(self._header.page_size)
+        tables = dict(tables)
+        for record in replay.records:
+            pgno = meta.log_start + record.at
+            for group in decode_changes(record.changes, pgno):
+                name = names.get(group.tree_id)
+                if name is None:
+                    raise CorruptError(f"the log changes tree {group.tree_id}, which no table has", pgno=Pgno(pgno))
+                if any(len(key) > limit for key, _ in group.changes):
+                    raise CorruptError("the log has a key that is too large", pgno=Pgno(pgno), table=name)
+                changed.setdefault(name, {}).update(group.changes)
+                self._log.change_count += len(group.changes)
+        for name, changes in changed.items():
+            if not tables[name].root:  # a key that came and went; there is nothing below to hide
+                changes = {key: value for key, value in changes.items() if value is not None}
+            tables[name] = tables[name]._replace(overlay=Overlay(changes))
         return tables
 
     def _write_holder(self) -> None:
@@ -521,13 +558,7 @@ class Database:
             with self._state:
                 space = self._loaded_space()
                 self._reclaim(space)
-                transaction = WriteTransaction(
-                    self,
-                    self._tip,
-                    Txid(self._last_txid + 1),
-                    self._nonces.getrandbits(16),
-                    durability or self._durability,
-                )
+                transaction = self._begin(durability or self._durability)
                 self._transaction = weakref.ref(transaction)
             return transaction
         except BaseException:
@@ -535,6 +566,9 @@ class Database:
                 transaction._open = False  # or its end would release the writer once more
             self._release_writer()
             raise
+
+    def _begin(self, durability: str) -> WriteTransaction:
+        return WriteTransaction(self, self._tip, Txid(self._last_txid + 1), self._nonces.getrandbits(16), durability)
 
     def tables(self) -> list[str]:
         """The names of all tables, in order."""
@@ -560,7 +594,7 @@ class Database:
             space = self._space
             published = self._published
             assert published is not None
-            newest = max((meta for meta in self._metas if meta is not None), key=lambda meta: meta.txid)
+            newest = self._meta()
             free = newest.free_count if space is None else space.free_count
             high_water = newest.high_water if space is None else space.high_water
             pending = 0 if space is None else space.pending_count
@@ -581,14 +615,17 @@ class Database:
                 cached_size=self._pager.cached_size,
                 page_reads=self._pager.read_count,
                 commits=self._commit_count,
+                log_size=self._log.size * page_size if self._log.start else 0,
+                log_used=self._log.used * page_size,
                 flushes=self._flush_count,
+                checkpoints=self._checkpoint_count,
                 syncs=self._sync_count,
                 readers=len(pins),
                 oldest_reader_txid=min(pins, default=None),
             )
 
     def check(self, progress: Progress | None = None) -> Report:
-        """Verify the file: every page of the newest written commit, and of the one before it.
+        """Verify the file: every page of the newest checkpoint, the log on top of it, and the checkpoint before.
 
         progress  called now and then with (pages looked at, pages in all)
         returns   a report; damage is in it, not raised. Commits that are only in memory are not
@@ -597,15 +634,13 @@ class Database:
         """
         self._check_usable()
         with self._flush_lock, self._state:
-            newest = max(
-                (meta for meta in self._metas if meta is not None), key=lambda meta: (meta.txid, not meta.clean)
-            )
-            older = min((meta for meta in self._metas if meta is not None), key=lambda meta: (meta.txid, meta.clean))
+            newest, older = self._meta(), self._metas[1 - self._slot] or self._meta()
+            log = read_log(self._pager, newest)
             pager = self._pager
             token = object()
             self._pins[id(token)] = older.txid
         try:
-            return check_commit(pager, newest, older if older.txid != newest.txid else None, progress)
+            return check_commit(pager, newest, older if older.txid != newest.txid else None, log, progress)
         finally:
             del self._pins[id(token)]
 
@@ -674,6 +709,34 @@ class Database:
             if transaction._open:
                 transaction.abort()
 
+    def trim(self) -> int:
+        """Give free space back to the file system, without rewriting anything.
+
+        The file is cut behind the last page that was ever used, and stretches of free pages of at least 64 KiB become
+        holes in it, where the system can do that (Linux, with `cffi`). Waits for the writer; readers go on. A later
+        commit that uses such a stretch again needs room on the disk, and fails with OSError if there is none.
+
+        returns  bytes given back, at most: some may have been holes before
+        raises   BusyError if this thread is writing; ReadOnlyError; OSError
+        cost     0.1 ms a stretch
+        """
+        transaction = self.write()
+        try:
+            with self._flush_lock, self._state:
+                space, page_size = self._loaded_space(), self._header.page_size
+                before = self._file.size()
+                end = space.high_water * page_size
+                if before > end:
+                    self._file.truncate(end)
+                    self._capacity = space.high_water
+                saved = max(0, before - end)
+                for start, count in space.stretches(max(1, _SHORTEST_HOLE // page_size)):
+                    if self._file.punch(start * page_size, count * page_size):
+                        saved += count * page_size
+                return saved
+        finally:
+            transaction.abort()
+
     def _switch(self, file: File) -> None:
         """Go on with another file that holds the same commit."""
         try:
@@ -719,7 +782,8 @@ class Database:
                 return  # another thread was faster
             try:
                 if self._failure is None and not self._read_only:
-                    self._flush_locked(self._tip.txid, SYNC, clean=True)
+                    self._flush_locked(self._tip.txid, SYNC)
+                    self._close_cleanly()
             finally:
                 self._failure = self._failure or ClosedError(f"the database {self._path} is closed; open it again")
                 self._published = None
@@ -782,7 +846,7 @@ class Database:
     def _loaded_space(self) -> FreeSpace:
         """The free space, read from the file at the first write."""
         if self._space is None:
-            meta = self._metas_newest()
+            meta = self._meta()
             page_size = self._header.page_size
             bits, refs = load_map(meta.free_space_root, meta.high_water, page_size, self._pager.page)
             space = FreeSpace(page_size, meta.high_water, bits, refs, self._reserve)
@@ -813,14 +877,19 @@ class Database:
             bits[pgno >> 3] |= 1 << (pgno & 7)
         return bytes(bits)
 
-    def _metas_newest(self) -> Meta:
-        return max((meta for meta in self._metas if meta is not None), key=lambda meta: meta.txid)
+    def _meta(self) -> Meta:
+        """The newest checkpoint on disk."""
+        meta = self._metas[self._slot]
+        assert meta is not None
+        return meta
 
     def _horizon_of_metas(self) -> int:
-        """The oldest commit whose meta may be on the disk; its pages have to stay."""
-        return min([self._overwritten_txid, *(int(meta.txid) for meta in self._metas if meta is not None)])
+        """The oldest checkpoint whose meta is on the disk; its pages have to stay."""
+        return min(int(meta.txid) for meta in self._metas if meta is not None)
 
     def _reclaim(self, space: FreeSpace) -> None:
+        if not space.has_pending:
+            return
         published = self._published
         assert published is not None
         readers = min([published.txid, *list(self._pins.values())])
@@ -877,19 +946,22 @@ class Database:
             transaction._end()
             return
         try:
-            with self._state:
-                for allocated in transaction._allocated:
-                    self._pager.release(allocated)
-                    if self._space is not None:
-                        self._space.give_back(allocated)
-                if transaction._spilled:
-                    self._unsynced = True
-                    self._last_txid = max(self._last_txid, transaction.txid)
+            self._discard(transaction)
         finally:
             was_open = transaction._open
             transaction._end()
             if was_open:
                 self._release_writer()
+
+    def _discard(self, transaction: WriteTransaction) -> None:
+        """Take back the pages of a transaction that does not commit."""
+        with self._state:
+            for allocated in transaction._allocated:
+                self._pager.release(allocated)
+                if self._space is not None:
+                    self._space.give_back(allocated)
+            if transaction._spilled:
+                self._last_txid = max(self._last_txid, transaction.txid)
 
     def _commit(self, transaction: WriteTransaction) -> None:
         try:
@@ -900,18 +972,78 @@ class Database:
                 raise self._built_on_undone()
             if transaction._broken is not None:
                 raise transaction._broken
-            transaction._apply_all()
-            tables = self._tables_after(transaction)
-            with self._state:
-                own = transaction._allocated[0]
-                self._loaded_space().check_used([pgno for pgno in transaction._freed if pgno not in own])
+            changes = transaction._own_changes()
+            commit = self._log_commit(transaction, changes) if changes else None
+            tables: dict[str, TableInfo] | None = None
+            if commit is None and changes != []:
+                tables = self._apply(transaction)
         except BaseException:
-            self._abort(transaction)
+            if transaction._open:
+                self._abort(transaction)
             raise
-        if tables is None:
-            self._abort(transaction)  # a transaction that changed nothing commits nothing
-            return
         durability, txid = transaction._durability, transaction.txid
+        if commit is None:
+            if tables is None:
+                self._abort(transaction)  # a transaction that changed nothing commits nothing
+                return
+            commit = self._checkpoint_commit(transaction, tables)
+        if durability == NONE and self._publish_unflushed(commit):
+            return
+        wanted = OS if durability == NONE else durability
+        try:
+            if self._flush_lock.wait(lambda: commit.error is not None or self._reached(wanted) >= txid):
+                self._flush_locked(txid, wanted)
+        finally:
+            self._flush_lock.release()
+        if commit.error is not None:
+            raise commit.error
+
+    def _apply(self, transaction: WriteTransaction) -> dict[str, TableInfo] | None:
+        """Turn everything that is not in the trees into pages; returns the tables, None if nothing has changed."""
+        transaction._apply_snapshot()
+        tables = self._tables_after(transaction)
+        with self._state:
+            own = transaction._allocated[0]
+            self._loaded_space().check_used([pgno for pgno in transaction._freed if pgno not in own])
+        return tables
+
+    def _log_commit(
+        self, transaction: WriteTransaction, changes: list[tuple[WorkingTree, list[tuple[bytes, bytes | None]]]]
+    ) -> _Commit | None:
+        """Make a transaction's result the tip, to be recorded in the log; None if the log has no room for it."""
+        parts: list[bytes] = []
+        infos: dict[str, TableInfo] = {}
+        count = 0
+        for tree, some in changes:
+            info = tree.info()
+            assert info is not None
+            infos[tree.name] = info
+            parts.append(encode_changes(info.tree_id, some))
+            count += len(some)
+        encoded = b"".join(parts)
+        with self._state:
+            tip = self._tip
+            if transaction._base is not tip:
+                raise self._built_on_undone()
+            if not self._log.has_room(len(encoded), count, self._header.page_size):
+                return None
+            snapshot = Snapshot(Txid(transaction.txid), {**tip.tables, **infos}, tip.next_tree_id, self._pager)
+            commit = _Commit(snapshot, transaction._durability, [], set(), [], [], [])
+            try:
+                self._log.add(transaction.txid, encoded, count)
+                self._unpublished.append(commit)
+                self._last_txid = transaction.txid
+                self._tip = snapshot
+                self._commit_count += 1
+                transaction._end()  # at once: whatever happens, the commit is made
+                self._release_writer()
+            except BaseException as error:
+                self._poison(error)  # the books may be half changed; the disk is not
+                raise
+            return commit
+
+    def _checkpoint_commit(self, transaction: WriteTransaction, tables: dict[str, TableInfo]) -> _Commit:
+        """Make a transaction's result, all of which is in pages, the tip."""
         commit: _Commit | None = None
         try:
             with self._state:
@@ -928,16 +1060,34 @@ class Database:
         if commit is None:
             self._abort(transaction)
             raise self._built_on_undone()
-        if durability == NONE and self._publish_unflushed(commit):
-            return
-        wanted = OS if durability == NONE else durability
+        return commit
+
+    def _close_cleanly(self) -> None:
+        """Bring the log into the trees, and leave the mark. The caller has the writer and the flush lock.
+
+        If there is no room on the disk, or a page that would have to be changed is damaged, the log stays as it is:
+        it holds everything, and the next opening replays it.
+        """
+        transaction: WriteTransaction | None = None
         try:
-            if self._flush_lock.wait(lambda: commit.error is not None or self._reached(wanted) >= txid):
-                self._flush_locked(txid, wanted)
+            if not self._log.is_empty:
+                with self._state:
+                    self._reclaim(self._loaded_space())
+                transaction = self._begin(SYNC)
+                tables = self._apply(transaction)
+                if tables is not None:
+                    with self._state:
+                        self._advance(transaction, tables)
+            self._flush_locked(self._tip.txid, SYNC, clean=True)
+        except (OSError, CorruptError) as error:
+            if self._failure is not None:
+                raise
+            if transaction is not None:
+                self._discard(transaction)
+            _log.warning("%s: the log could not be brought into the trees: %s", self._path, error)
         finally:
-            self._flush_lock.release()
-        if commit.error is not None:
-            raise commit.error
+            if transaction is not None:
+                transaction._end()
 
     def _built_on_undone(self) -> OSError:
         return OSError(
@@ -953,9 +1103,7 @@ class Database:
         for name, tree in transaction._trees.items():
             if not tree.changed:
                 continue
-            info = None
-            if tree.codecs is not None:
-                info = TableInfo(tree.tree_id, tree.root, tree.count, *tree.codecs)
+            info = tree.info()
             if info != base.get(name):
                 if tables is None:
                     tables = dict(base)
@@ -966,7 +1114,7 @@ class Database:
         return tables
 
     def _advance(self, transaction: WriteTransaction, tables: dict[str, TableInfo]) -> _Commit:
-        """Make a transaction's result the tip. In memory only."""
+        """Make a transaction's result the tip, and what the next checkpoint on disk will be. In memory only."""
         space = self._loaded_space()
         txid = Txid(transaction.txid)
         # From here on the pages are the commit's: whatever happens to the transaction, it gives none back.
@@ -987,25 +1135,42 @@ class Database:
         self._unwritten.difference_update(superseded)
         self._unwritten |= transaction._pages
         self._unwritten_size += self._held_size(transaction._pages) - self._held_size(superseded)
-        self._unsynced = self._unsynced or transaction._spilled
         self._young.difference_update(young)
         self._young |= allocated
         self._nonce = transaction._stamp >> 48
         self._last_txid = txid
         snapshot = Snapshot(txid, tables, transaction._next_tree_id, self._pager)
         self._dirty_tables.update(name for name, tree in transaction._trees.items() if tree.changed)
-        commit = _Commit(snapshot, transaction._durability, list(allocated), transaction._pages, superseded, pending)
+        commit = _Commit(
+            snapshot,
+            transaction._durability,
+            list(allocated),
+            transaction._pages,
+            superseded,
+            pending,
+            transaction._stale,
+        )
+        commit.log_before, commit.base_before = self._log, self._checkpoint
+        self._log = self._next_log(space)
+        self._checkpoint = snapshot
         self._unpublished.append(commit)
         self._tip = snapshot
         self._commit_count += 1
         return commit
+
+    def _next_log(self, space: FreeSpace) -> Log:
+        """The empty log of the epoch that a checkpoint begins: in the same place, or in a larger one."""
+        wanted = region_size(space.high_water, self._header.page_size)
+        if self._log.size * 2 > wanted:
+            return Log(0, self._log.start, self._log.size)
+        return Log(0, 0, wanted)
 
     def _publish_unflushed(self, commit: _Commit) -> bool:
         """Show a `none` commit to readers, unless it has to wait for a stronger one, or too much waits in memory."""
         with self._state:
             if self._unpublished != [commit] or self._failure is not None:
                 return False
-            if self._unwritten_size > self._overlay_limit:
+            if self._unwritten_size + self._log.waiting_size > self._overlay_limit:
                 return False
             self._unpublished = []
             self._published = commit.snapshot
@@ -1022,17 +1187,105 @@ class Database:
         return self._durable_txid if durability == SYNC else self._written_txid
 
     def _flush_locked(self, txid: int, durability: str, *, clean: bool = False) -> None:
+        """Bring the disk as far as commit `txid`. The caller has the flush lock."""
         self._check_usable()
-        reached = self._reached(durability)
-        if reached >= txid and not (clean and self._flush_count and not self._clean):
-            return
+        mark = clean and self._flush_count and not self._clean
+        while self._reached(durability) < txid or mark:
+            if not self._log.epoch:
+                self._write_checkpoint(clean=clean)
+                mark = False
+            elif self._reached(durability) < txid:
+                self._write_record(sync=durability == SYNC)
+            else:
+                self._write_mark()
+                mark = False
+
+    # A record behind the log.
+
+    def _write_record(self, *, sync: bool) -> None:
+        """What all commits since the last flush changed, and a sync: the way that most commits go."""
+        page_size = self._header.page_size
+        copy: Meta | None = None
+        page = b""
+        taken: list[tuple[int, bytes]] = []
+        log = self._log
+        try:
+            with self._state:
+                if log is not self._log or not log.epoch:
+                    return  # a checkpoint has just come before it
+                tip, previous = self._tip, log.previous
+                sync = sync or any(commit.durability == SYNC for commit in self._unpublished)
+                pgno = log.start + log.used
+                if log.waiting:
+                    changes, taken = log.take(page_size)
+                    stamp = make_stamp(tip.txid, self._nonces.getrandbits(16))
+                    durable = self._durable_txid
+                    body = encode_record(changes, pgno, stamp, log.epoch, previous, durable, now_us(), page_size)
+                    ref, page = self._pager.seal(body, pgno)
+                    previous = ref_checksum(ref)
+                meta, other = self._meta(), self._metas[1 - self._slot]
+                if sync and (other is None or other.txid != meta.txid):
+                    copy = replace(meta, clean=False)
+            if copy is not None:  # from now on no single damaged page can hide the log
+                self._write_meta(copy, 1 - self._slot)
+            if page and sync and copy is None and not self._log_unsynced:
+                self._file.write_synced(pgno * page_size, page)
+            elif page:
+                self._file.write(pgno * page_size, page)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _DISK_FULL and taken:
+                with self._state:
+                    log.put_back(taken, page_size)
+                self._undo_flush(_Flush(), error)
+            else:
+                self._poison(error)
+            raise
+        try:
+            if sync and (copy is not None or self._log_unsynced or not page):
+                self._file.sync()
+            self._sync_count += sync
+            with self._state:
+                log.previous = previous
+                if copy is not None:
+                    self._metas[1 - self._slot] = copy
+                self._log_unsynced = not sync
+                self._clean = False
+                self._finish(tip, sync=sync)
+        except BaseException as error:
+            self._poison(error)
+            raise
+
+    def _write_meta(self, meta: Meta, slot: int) -> None:
+        self._file.write(
+            META_PGNOS[slot] * self._header.page_size,
+            encode_meta(meta, META_PGNOS[slot], self._pager.checksum, self._pager.seed),
+        )
+
+    def _finish(self, snapshot: Snapshot, *, sync: bool) -> None:
+        """A flush has brought the disk as far as this snapshot: let readers see it."""
+        self._flush_count += 1
+        published = self._published
+        if published is None or snapshot.txid > published.txid:  # a `none` commit may have come to light meanwhile
+            self._published = snapshot
+        reached, self._unpublished = self._unpublished, []
+        for commit in reached:
+            if commit.snapshot.txid > snapshot.txid:
+                self._unpublished.append(commit)
+            elif commit.stale:
+                self._pager.discard(commit.stale)
+        # Last, because who waits for this looks without a lock, and then expects to see the commit.
+        self._written_txid = snapshot.txid
+        if sync:
+            self._durable_txid = snapshot.txid
+
+    # A checkpoint.
+
+    def _write_checkpoint(self, *, clean: bool) -> None:
+        """Pages, sync, meta, sync: the state whose changes are all in the trees becomes the one on disk."""
         work = _Flush()
         try:
             with self._state:
-                if reached >= txid:
-                    meta = self._prepare_mark(work)
-                else:
-                    meta = self._prepare(work, durability == SYNC, clean)
+                meta = self._prepare(work, clean)
                 work.prepared = True
             self._pager.write(work.pages)
         except BaseException as error:
@@ -1042,61 +1295,55 @@ class Database:
                 self._poison(error)  # an interrupt: the books may be half changed; the disk is not
             raise
         try:
-            if meta.is_durable and work.unsynced:
-                if work.grew:
-                    self._file.sync_all()
-                else:
-                    self._file.sync()
-                self._sync_count += 1
-            slot = 1 - self._durable_slot
-            data = encode_meta(meta, META_PGNOS[slot], self._pager.checksum, self._pager.seed)
-            if meta.is_durable:
-                self._file.write_synced(META_PGNOS[slot] * self._header.page_size, data)
-                self._sync_count += 1
-            else:
-                self._file.write(META_PGNOS[slot] * self._header.page_size, data)
+            self._sync_and_record(meta, 1 - self._slot, grew=work.grew)
             with self._state:
-                self._finish_flush(work, meta, slot)
+                self._finish_checkpoint(work, meta)
         except BaseException as error:
             self._poison(error)
             raise
 
-    def _prepare_mark(self, work: _Flush) -> Meta:
-        """The newest commit once more, marked as closed cleanly: only a meta is written, so both say the same."""
-        work.tip, work.catalogue_root = self._tip, self._catalogue_root
-        meta = self._metas[self._durable_slot]
-        assert meta is not None
-        assert meta.txid == work.tip.txid
-        work.unsynced = True  # a sync that failed unnoticed (ext4 with data=journal) is reported by the next one
-        work.grew, self._grew, self._unsynced = self._grew, False, False
-        return replace(meta, clean=True)
+    def _write_mark(self) -> None:
+        """The newest checkpoint once more, marked as closed cleanly: only a meta is written, so both say the same.
 
-    def _prepare(self, work: _Flush, sync: bool, clean: bool) -> Meta:
-        """Collect what has to be written to make the tip the newest commit of the file."""
+        The sync before it is for errors that the system kept for the next one (ext4 with data=journal).
+        """
+        meta = replace(self._meta(), clean=True)
+        try:
+            self._sync_and_record(meta, 1 - self._slot, grew=self._grew)
+            with self._state:
+                self._slot = 1 - self._slot
+                self._metas[self._slot] = meta
+                self._clean = True
+                self._flush_count += 1
+        except BaseException as error:
+            self._poison(error)
+            raise
+
+    def _sync_and_record(self, meta: Meta, slot: int, *, grew: bool) -> None:
+        if grew:
+            self._file.sync_all()
+        else:
+            self._file.sync()
+        data = encode_meta(meta, META_PGNOS[slot], self._pager.checksum, self._pager.seed)
+        self._file.write_synced(META_PGNOS[slot] * self._header.page_size, data)
+        self._sync_count += 2
+
+    def _prepare(self, work: _Flush, clean: bool) -> Meta:
+        """Collect what has to be written to make the newest checkpoint in memory the one of the file."""
         space = self._loaded_space()
-        tip = work.tip = self._tip
-        sync = sync or any(commit.durability == SYNC for commit in self._unpublished)
-        waiting = min(_MIN_PENDING // self._header.page_size, _MIN_PENDING_PAGES)
-        sync = sync or space.old_pending_count * _MAX_PENDING_SHARE > space.high_water + waiting
+        work.log = self._log
+        tip = work.tip = self._checkpoint
         work.unwritten, self._unwritten, self._unwritten_size = self._unwritten, set(), 0
         work.dirty_tables, self._dirty_tables = self._dirty_tables, set()
-        work.unsynced = self._unsynced or bool(work.unwritten)
-        if sync:
-            self._unsynced = False
-        self._young = set()  # from here on, the pages of the tip may be on disk
+        self._young = set()  # from here on, the pages of the checkpoint may be on disk
         work.pages.update((pgno, self._pager.held[pgno]) for pgno in work.unwritten)
         work.catalogue_root = self._write_catalogue(work, space)
+        work.log_start = self._place_log(work, space)
         map_root = self._write_map(work, space)
-        work.unsynced = work.unsynced or bool(work.pages)
-        work.grew = self._grew  # not before: the catalogue and the map may have needed room
-        if sync:
-            self._grew = False
-        if not sync:
-            self._unsynced = work.unsynced  # a later flush has to sync what this one only writes
+        work.grew, self._grew = self._grew, False  # not before: all of them may have needed room
         return Meta(
             txid=tip.txid,
             nonce=self._nonce,
-            durable_txid=tip.txid if sync else Txid(self._durable_txid),
             catalogue_root=Ref(work.catalogue_root),
             free_space_root=map_root,
             high_water=space.high_water,
@@ -1104,8 +1351,24 @@ class Database:
             table_count=len(tip.tables),
             next_tree_id=tip.next_tree_id,
             commit_us=now_us(),
-            clean=clean and sync,
+            log_start=work.log_start,
+            log_size=work.log.size,
+            clean=clean,
         )
+
+    def _place_log(self, work: _Flush, space: FreeSpace) -> int:
+        """Where the log of the new epoch is: a larger file gets a larger one."""
+        assert work.log is not None
+        if work.log.start:
+            return work.log.start
+        before = self._meta()
+        run = space.allocate_run(work.log.size)
+        work.taken.extend(run)
+        space.mark_used(run)
+        work.pages.update((pgno, bytes(self._header.page_size)) for pgno in run)  # real space, even if it was a hole
+        for pgno in range(before.log_start, before.log_start + before.log_size):
+            self._drop(work, space, pgno)
+        return run.start
 
     def _write_catalogue(self, work: _Flush, space: FreeSpace) -> int:
         """Bring the catalogue up to the tip; returns its root."""
@@ -1118,7 +1381,7 @@ class Database:
             if info is not None:
                 shape, codecs = describe_key(info.key)
                 changes[key] = encode_catalogue_entry(
-                    CatalogueEntry(Ref(info.root), info.entry_count, info.tree_id, info.value.number, shape, codecs)
+                    CatalogueEntry(Ref(info.root), info.root_count, info.tree_id, info.value.number, shape, codecs)
                 )
             elif self._catalogue_root and btree.get(pager, self._catalogue_root, CATALOGUE_TREE, key) is not None:
                 changes[key] = None
@@ -1160,28 +1423,19 @@ class Database:
         space.mark_free((pgno,))
         work.freed.append(pgno)
 
-    def _finish_flush(self, work: _Flush, meta: Meta, slot: int) -> None:
-        """The meta is in the file: let readers see the commit."""
+    def _finish_checkpoint(self, work: _Flush, meta: Meta) -> None:
+        """The meta is in the file: its epoch begins."""
         assert work.tip is not None
-        overwritten = self._metas[slot]
-        self._metas[slot] = meta
-        if meta.is_durable:
-            self._durable_slot = slot
-            self._overwritten_txid = MAX_TXID
-        elif overwritten is not None:  # a power cut may bring it back
-            self._overwritten_txid = min(self._overwritten_txid, overwritten.txid)
+        assert work.log is not None
+        self._slot = 1 - self._slot
+        self._metas[self._slot] = meta
+        self._log_unsynced = False
         self._clean = meta.clean
         self._catalogue_root = work.catalogue_root
-        self._flush_count += 1
-        published = self._published
-        if published is None or work.tip.txid > published.txid:  # a `none` commit may have come to light meanwhile
-            self._published = work.tip
-        self._unpublished = [commit for commit in self._unpublished if commit.snapshot.txid > meta.txid]
+        self._checkpoint_count += 1
+        work.log.epoch, work.log.start = meta.epoch, work.log_start
         self._pager.release(work.unwritten)
-        # Last, because who waits for this looks without a lock, and then expects to see the commit.
-        self._written_txid = meta.txid
-        if meta.is_durable:
-            self._durable_txid = meta.txid
+        self._finish(work.tip, sync=True)
 
     def _undo_flush(self, work: _Flush, cause: BaseException) -> None:
         """Writing failed before anything could be believed: forget all commits that nobody has seen."""
@@ -1201,6 +1455,8 @@ class Database:
                     unwritten -= commit.pages
                     unwritten.update(commit.superseded)
                     self._pager.release(commit.pages)
+                    if commit.log_before is not None and commit.base_before is not None:
+                        self._log, self._checkpoint = commit.log_before, commit.base_before
                     commit.error = error
                 for commit in self._unpublished:
                     unwritten -= commit.pages
@@ -1210,8 +1466,8 @@ class Database:
                 space.mark_used(work.freed)
                 self._unwritten, self._unwritten_size = unwritten, self._held_size(unwritten)
                 self._dirty_tables |= work.dirty_tables
-                self._unsynced = True
                 self._grew = True
+                self._log.forget_after(published.txid)
                 self._unpublished = []
                 self._tip = published
         except Exception as error:  # noqa: BLE001 an interrupt left the books half changed; the caller raises `cause`
@@ -1225,31 +1481,47 @@ class _Turn:
     """The flush lock. Who waits for it is let go as soon as somebody's flush has done what they wait for.
 
     With a plain lock, committers who have long been served queue up behind the next flush, which
-    then carries only the commits of those few who did not.
+    then carries only the commits of those few who did not. With a condition, each flush wakes all
+    who wait, most of them in vain. So each waits at a lock of its own, its bell; whoever ends its
+    turn rings for those who are served and for the one whose turn is next.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._guard = threading.Lock()
         self._owner: int | None = None  # the thread that has it
+        self._waiting: dict[int, tuple[threading.Lock, Callable[[], bool]]] = {}  # in the order of their coming
 
     def wait(self, served: Callable[[], bool]) -> bool:
         """Take the turn, or return False once `served` holds. Call `release` in any case, whatever happens."""
-        with self._changed:
-            while self._owner not in (None, threading.get_ident()):  # ours: left over from an interrupted release
+        me = threading.get_ident()
+        with self._guard:
+            if self._owner in (None, me):  # ours: left over from an interrupted release
                 if served():
                     return False
-                self._changed.wait()
-            if served():
-                return False
-            self._owner = threading.get_ident()
-        return True
+                self._owner = me
+                return True
+            bell = threading.Lock()
+            bell.acquire()
+            self._waiting[me] = bell, served
+        bell.acquire()
+        return self._owner == me
 
     def release(self) -> None:
         """Let the next one have it, if it is ours: an interrupted `wait` may have taken it or not."""
-        with self._changed:
-            if self._owner == threading.get_ident():
-                self._owner = None
-                self._changed.notify_all()
+        me = threading.get_ident()
+        with self._guard:
+            self._waiting.pop(me, None)
+            if self._owner != me:
+                return
+            self._owner = None
+            for thread, (bell, served) in list(self._waiting.items()):
+                if served():
+                    del self._waiting[thread]
+                    bell.release()
+                elif self._owner is None:
+                    self._owner = thread
+                    del self._waiting[thread]
+                    bell.release()
 
     def __enter__(self) -> None:
         try:
@@ -1275,7 +1547,8 @@ class _Flush:
         self.pending: list[Pending] = []
         self.map_before: MapBefore | None = None
         self.catalogue_root = 0
-        self.unsynced = False
+        self.log: Log | None = None  # of the epoch that begins
+        self.log_start = 0
         self.grew = False
         self.prepared = False  # the books are in order; until then only errors of ours can be undone
 

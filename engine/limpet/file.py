@@ -34,7 +34,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .errors import ClosedError, LimpetError, LockedError
-from .native import network_file_system
+from .native import network_file_system, punch_hole
 
 _portalocker: Any  # the module, or None
 try:
@@ -82,6 +82,10 @@ class File(ABC):
     @abstractmethod
     def truncate(self, size: int) -> None:
         """Cut the file to `size`."""
+
+    def punch(self, offset: int, size: int) -> bool:
+        """Give a stretch back to the file system; it then reads as zeros. False where that is not possible."""
+        return False
 
     @abstractmethod
     def sync(self) -> None:
@@ -322,6 +326,9 @@ class OSFile(File):
             os.ftruncate(self._checked(), size)
         except OSError as error:
             raise self._named(error) from error
+
+    def punch(self, offset: int, size: int) -> bool:
+        return punch_hole(self._checked(), offset, size)
 
     def sync(self) -> None:
         try:

@@ -1,18 +1,20 @@
-"""File format 1 in code: structs, constants and limits, and what encodes, decodes and verifies each record.
+"""File format 2 in code: structs, constants and limits, and what encodes, decodes and verifies each record.
 
 The byte tables are in engine/FORMAT.md and nowhere else; tests/engine/test_format_document.py compares
 them with this module. In short, a file is a sequence of pages of one size:
 
     page 0        header    written once, when the file is created, and never again
-    pages 1, 2    metas     each names a whole commit; they take turns
+    pages 1, 2    metas     each names a checkpoint: the trees as of one commit; they take turns
     page 3        holder    who has the file open, as JSON text; advisory, trusted by nothing
     pages 4 ..    nodes     branch, leaf, overflow and free-space pages
+                  log       one run of pages, which the meta names: what was committed since
 
 All integers are little-endian and unsigned. A reference is a page number and the checksum that the
 page carries, so it pins the content of all pages below it. A stamp is a txid and 16 random bits.
+An epoch is what is logged on top of one checkpoint; it is named by the stamp of its meta.
 
-Invariant: each page in [4, high_water) is exactly one of: reached once from the meta, or marked
-free in its free-space map.
+Invariant: each page in [4, high_water) is exactly one of: reached once from the meta, in its log,
+or marked free in its free-space map.
 
 No I/O. Nothing here believes what it decodes: a decoder checks the checksum first, then the fields.
 """
@@ -32,7 +34,7 @@ Txid = NewType("Txid", int)
 Ref = NewType("Ref", int)  # pgno + checksum << 32; 0 is "nothing"
 
 MAGIC = b"\x89LMPT\r\n\x1a"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MIN_PAGE_SIZE = 512
 MAX_PAGE_SIZE = 65536
 DEFAULT_PAGE_SIZE = 4096
@@ -51,7 +53,8 @@ LEAF = 1
 BRANCH = 2
 OVERFLOW = 3
 FREE_SPACE = 4
-PAGE_KIND_NAMES = {LEAF: "leaf", BRANCH: "branch", OVERFLOW: "overflow", FREE_SPACE: "free-space"}
+LOG = 5
+PAGE_KIND_NAMES = {LEAF: "leaf", BRANCH: "branch", OVERFLOW: "overflow", FREE_SPACE: "free-space", LOG: "log"}
 
 CATALOGUE_TREE = 0
 FREE_SPACE_TREE = 1
@@ -81,7 +84,6 @@ META, META_FIELDS = _record(
     ("checksum", "I"),
     ("flags", "I"),
     ("stamp", "Q"),
-    ("durable_txid", "Q"),
     ("catalogue_root", "Q"),
     ("free_space_root", "Q"),
     ("high_water", "Q"),
@@ -89,6 +91,8 @@ META, META_FIELDS = _record(
     ("table_count", "I"),
     ("next_tree_id", "I"),
     ("commit_us", "Q"),
+    ("log_start", "I"),
+    ("log_size", "I"),
     ("slot", "I"),
     ("zero", "20x"),
 )
@@ -101,6 +105,16 @@ PAGE, PAGE_FIELDS = _record(
     ("tree_id", "I"),
     ("stamp", "Q"),
 )
+LOG_RECORD, LOG_RECORD_FIELDS = _record(  # after the page header; the changes follow
+    ("epoch", "Q"),
+    ("durable_txid", "Q"),
+    ("commit_us", "Q"),
+    ("previous", "I"),
+    ("size", "I"),
+)
+LOG_GROUP, LOG_GROUP_FIELDS = _record(("tree_id", "I"), ("change_count", "I"))
+LOG_CHANGE, LOG_CHANGE_FIELDS = _record(("key_size", "H"), ("value_size", "I"))  # key and value follow
+LOG_DELETE = (1 << 32) - 1  # in the place of a value's size
 OVERFLOW_RECORD, OVERFLOW_RECORD_FIELDS = _record(("value_size", "I"), ("reference", "Q"))
 CATALOGUE_ENTRY, CATALOGUE_ENTRY_FIELDS = _record(  # one byte for each codec of the key follows
     ("root", "Q"),
@@ -116,6 +130,7 @@ LEAF_OVERFLOW_COUNT = struct.Struct("<H")
 HEADER_SIZE = HEADER.size
 META_SIZE = META.size
 PAGE_HEADER_SIZE = PAGE.size
+LOG_CHANGES_AT = PAGE_HEADER_SIZE + LOG_RECORD.size
 LEAF_ARRAYS_AT = PAGE_HEADER_SIZE + LEAF_OVERFLOW_COUNT.size
 REF_SIZE = 8
 END_SIZE = 2
@@ -196,6 +211,11 @@ def map_height(high_water: int, page_size: int) -> int:
         height += 1
         covered *= map_fanout(page_size)
     return height
+
+
+def log_record_pages(size: int, page_size: int) -> int:
+    """Pages of a log record that holds `size` bytes of changes."""
+    return -(-(LOG_CHANGES_AT + size) // page_size)
 
 
 # -- header --------------------------------------------------------------------------------------
@@ -290,11 +310,10 @@ def valid_page_size(page_size: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """One commit, as a meta page records it."""
+    """One checkpoint, as a meta page records it."""
 
     txid: Txid
     nonce: int
-    durable_txid: Txid
     catalogue_root: Ref
     free_space_root: Ref
     high_water: int
@@ -302,12 +321,14 @@ class Meta:
     table_count: int
     next_tree_id: int
     commit_us: int
+    log_start: int = 0
+    log_size: int = 0
     clean: bool = False
 
     @property
-    def is_durable(self) -> bool:
-        """Whether the commit was on stable storage before this meta was written."""
-        return self.durable_txid == self.txid
+    def epoch(self) -> int:
+        """What the log records on top of this checkpoint call it: its stamp."""
+        return make_stamp(self.txid, self.nonce)
 
 
 def encode_meta(meta: Meta, slot: Pgno, checksum: ChecksumFunction, seed: int) -> bytes:
@@ -315,8 +336,7 @@ def encode_meta(meta: Meta, slot: Pgno, checksum: ChecksumFunction, seed: int) -
     body = META.pack(
         0,
         FLAG_CLEAN if meta.clean else 0,
-        make_stamp(meta.txid, meta.nonce),
-        meta.durable_txid,
+        meta.epoch,
         meta.catalogue_root,
         meta.free_space_root,
         meta.high_water,
@@ -324,6 +344,8 @@ def encode_meta(meta: Meta, slot: Pgno, checksum: ChecksumFunction, seed: int) -
         meta.table_count,
         meta.next_tree_id,
         meta.commit_us,
+        meta.log_start,
+        meta.log_size,
         slot,
     )[CHECKSUM.size :]
     return CHECKSUM.pack(checksum(body, seed)) + body
@@ -345,7 +367,6 @@ def decode_meta(data: bytes, slot: Pgno, page_size: int, checksum: ChecksumFunct
         stored,
         flags,
         stamp,
-        durable,
         catalogue,
         free_space,
         high_water,
@@ -353,6 +374,8 @@ def decode_meta(data: bytes, slot: Pgno, page_size: int, checksum: ChecksumFunct
         table_count,
         next_tree,
         when,
+        log_start,
+        log_size,
         own,
     ) = META.unpack(data)
     found = checksum(data[CHECKSUM.size :], seed)
@@ -364,18 +387,19 @@ def decode_meta(data: bytes, slot: Pgno, page_size: int, checksum: ChecksumFunct
     if (
         not FIRST_NODE_PGNO <= high_water <= MAX_PAGES
         or free_count > high_water
-        or not durable <= stamp_txid(stamp) <= MAX_TXID // 2  # so that the next ones have room in a stamp
+        or not 0 < stamp_txid(stamp) <= MAX_TXID // 2  # so that the next ones have room in a stamp
+        or (log_size and log_start < FIRST_NODE_PGNO)
+        or log_start + log_size > high_water
     ):
         raise CorruptError(
             f"the meta has impossible fields: high water {high_water}, free {free_count}, "
-            f"txid {stamp_txid(stamp)}, durable txid {durable}",
+            f"txid {stamp_txid(stamp)}, log {log_start} (+{log_size})",
             pgno=slot,
             offset=offset,
         )
     return Meta(
         stamp_txid(stamp),
         stamp_nonce(stamp),
-        Txid(durable),
         Ref(catalogue),
         Ref(free_space),
         high_water,
@@ -383,6 +407,8 @@ def decode_meta(data: bytes, slot: Pgno, page_size: int, checksum: ChecksumFunct
         table_count,
         next_tree,
         when,
+        log_start,
+        log_size,
         bool(flags & FLAG_CLEAN),
     )
 

@@ -32,6 +32,7 @@ byte-per-page search is ours.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,6 @@ class FreeSpace:
         self._cursor = 0
         self._dirty: set[int] = set()  # level-0 indexes whose bits changed since the last flush
         self._pending: deque[Pending] = deque()
-        self._old_pending_count = 0  # pages in _pending; `os` commits ask each time
         self._pending_young: deque[Pending] = deque()
         self.free_count = int.from_bytes(bits, "little").bit_count()
 
@@ -195,6 +195,11 @@ class FreeSpace:
         self.high_water = new
         return start
 
+    def stretches(self, shortest: int) -> list[tuple[int, int]]:
+        """The runs of at least `shortest` pages that may be handed out: (first page, pages)."""
+        found = re.finditer(rb"\x01{%d,}" % shortest, self._reusable)
+        return [(match.start(), match.end() - match.start()) for match in found]
+
     # -- commits ---------------------------------------------------------------------------------
 
     def commit(self, txid: int, allocated: Iterable[int], freed: Sequence[int], young: Sequence[int]) -> list[Pending]:
@@ -228,7 +233,6 @@ class FreeSpace:
             if pgnos:
                 added.append(Pending(txid, pgnos))
                 queue.append(added[-1])
-        self._old_pending_count += len(freed)
         return added
 
     def undo(self, allocated: Sequence[int], pending: Iterable[Pending]) -> None:
@@ -236,8 +240,6 @@ class FreeSpace:
         for entry in pending:
             queue = self._pending if entry in self._pending else self._pending_young
             queue.remove(entry)
-            if queue is self._pending:
-                self._old_pending_count -= len(entry.pgnos)
             self.mark_used(entry.pgnos)
         self.mark_free(allocated)
         self.give_back(allocated)
@@ -279,8 +281,6 @@ class FreeSpace:
         for queue, limit in ((self._pending, horizon), (self._pending_young, young_horizon)):
             while queue and queue[0].txid <= limit:
                 pgnos = queue.popleft().pgnos
-                if queue is self._pending:
-                    self._old_pending_count -= len(pgnos)
                 self.give_back(pgnos)
                 reclaimed.extend(pgnos)
         return reclaimed
@@ -306,14 +306,14 @@ class FreeSpace:
             self.add_pending(txid, pending)
 
     @property
+    def has_pending(self) -> bool:
+        """Whether any page waits for the horizons."""
+        return bool(self._pending or self._pending_young)
+
+    @property
     def pending_count(self) -> int:
         """Pages freed that a meta or a snapshot still needs."""
         return sum(len(entry.pgnos) for queue in (self._pending, self._pending_young) for entry in queue)
-
-    @property
-    def old_pending_count(self) -> int:
-        """Pages freed that only a newer durable commit will release."""
-        return self._old_pending_count
 
     def retained_by_readers(self, horizon: int, oldest: int) -> int:
         """Pages freed up to `horizon` that only snapshots, the oldest of them `oldest`, hold back."""

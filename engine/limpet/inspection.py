@@ -95,7 +95,7 @@ from .format import (
 )
 from .node import Branch, Overflow, decode_node
 from .pager import Pager
-from .recovery import Choice, choose, read_metas, verify_since
+from .recovery import Choice, read_metas, recover
 
 _TRIES = 3  # at a file that changes while it is read
 _SAMPLE_SIZE = 32 << 20  # bytes at the head of a file in which the page size is looked for
@@ -154,7 +154,6 @@ class MetaInfo:
         if meta is not None:
             found |= {
                 "txid": meta.txid,
-                "durable_txid": meta.durable_txid,
                 "nonce": meta.nonce,
                 "clean": meta.clean,
                 "catalogue_root": ref_pgno(meta.catalogue_root) or None,
@@ -419,15 +418,9 @@ class Inspection:
         pager = self._pager
         for _ in range(_TRIES):
             self._tables = None
-            found = read_metas(pager)
-            if any(isinstance(meta, CorruptError) for meta in found):
-                found = read_metas(pager)  # it may have been in the middle of being written
-            self._choice = choose(
-                found,
-                self._file.size(),
-                pager.page_size,
-                lambda meta: verify_since(pager, meta, meta.durable_txid),
-            )
+            self._choice = recover(pager)
+            if any(isinstance(meta, CorruptError) for meta in self._choice.found):
+                self._choice = recover(pager)  # it may have been in the middle of being written
             if self._choice.problem is None or not self._has_moved():
                 return
 
@@ -632,11 +625,12 @@ class Inspection:
                 if self._choice is None or self._choice.meta is None:
                     break
                 choice = self._choice
-            meta, older = choice.meta, choice.older
+            meta, older, log = choice.meta, choice.older, choice.log
             assert meta is not None
+            assert log is not None
             if older is not None and older.txid == meta.txid:
                 older = None
-            checker = Checker(self._pager, meta, older, progress, quick=quick)
+            checker = Checker(self._pager, meta, older, log, progress, quick=quick)
             checker.run()
             report = checker.report
             if (report.ok and not report.warnings) or not self._has_moved(older=True):

@@ -1,4 +1,7 @@
-"""What the standard library cannot say about an open file: which kind of file system it lies on.
+"""What the standard library cannot say or do about an open file.
+
+    network_file_system   which kind of file system it lies on
+    punch_hole            give a stretch of it back to the file system
 
 Locks and caches of a network file system may disagree between machines, so file.py refuses to open
 a database there. Two sources, and what neither knows counts as local:
@@ -99,6 +102,23 @@ def _kind_by_magic(descriptor: int) -> str | None:
     return _REMOTE_MAGIC.get(result[0] & 0xFFFFFFFF)
 
 
+_KEEP_SIZE = 1  # linux/falloc.h
+_PUNCH_HOLE = 2
+
+
+def punch_hole(descriptor: int, offset: int, size: int) -> bool:
+    """Give a stretch of a file back to the file system; it reads as zeros, and the file stays as long as it is.
+
+    offset, size  in bytes; the file system rounds inwards to its blocks
+    returns       False where that is not possible: not Linux, without `cffi`, on a file system that cannot
+    source        fallocate(2)
+    """
+    library = _libc() if sys.platform.startswith("linux") else None
+    if library is None:
+        return False
+    return bool(library[1].fallocate64(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size) == 0)
+
+
 @lru_cache(maxsize=1)
 def _libc() -> tuple[Any, Any] | None:
     """(the foreign function interface, the C library), or None without `cffi`, or where it does not work."""
@@ -109,8 +129,9 @@ def _libc() -> tuple[Any, Any] | None:
     try:
         ffi = FFI()
         ffi.cdef("int fstatfs(int descriptor, long *result);")
+        ffi.cdef("int fallocate64(int descriptor, int mode, int64_t offset, int64_t size);")
         libc: Any = ffi.dlopen(None)
-        libc.fstatfs  # noqa: B018 looked up here, so that a C library without it is found out now
+        libc.fstatfs, libc.fallocate64  # noqa: B018 looked up here, so that a C library without it is found out now
     except (OSError, AttributeError):
         return None
     return ffi, libc

@@ -401,12 +401,10 @@ def branch_payload(page_size: int) -> int:
     return page_capacity(page_size) - PAGE_HEADER_SIZE + END_SIZE
 
 
-def encode_leaf(
-    keys: list[bytes], values: list[bytes], pgno: Pgno, tree_id: int, stamp: int, page_size: int
-) -> tuple[bytes, Ends, frozenset[int]]:
-    """Encode a leaf that fits.
+def leaf_content(keys: list[bytes], values: list[bytes]) -> tuple[bytes, Ends, frozenset[int]]:
+    """Everything in a leaf behind the page header, up to the end of the values.
 
-    returns  (the page from byte 4 on, the ends array, overflow indexes), as Leaf wants them
+    returns  (content, the ends array, overflow indexes), the latter as Leaf wants them
     """
     count = len(keys)
     overflow: list[int] = []
@@ -414,25 +412,34 @@ def encode_leaf(
         overflow = [index for index, value in enumerate(values) if type(value) is Overflow]
     data_at = LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))
     ends = array("H", accumulate(map(len, (*keys, *values)), initial=data_at))[1:]
-    body = b"".join(
+    content = b"".join(
         (
-            PAGE_AFTER_CHECKSUM.pack(LEAF, 0, count, pgno, tree_id, stamp),
             LEAF_OVERFLOW_COUNT.pack(len(overflow)),
             _ends_bytes(ends),
             _ends_struct(len(overflow)).pack(*overflow) if overflow else b"",
             *keys,
             *values,
-            bytes(page_size - (ends[-1] if ends else data_at)),
         )
     )
-    assert len(body) == page_size - 4, "a leaf larger than its page"
-    return body, ends, frozenset(overflow) if overflow else _NO_OVERFLOW
+    return content, ends, frozenset(overflow) if overflow else _NO_OVERFLOW
 
 
 def finish_leaf(content: bytes, count: int, pgno: Pgno, tree_id: int, stamp: int, page_size: int) -> bytes:
-    """A leaf from byte 4 on, of the content that `Leaf.splice` gave."""
+    """A leaf from byte 4 on, of the content that `leaf_content` or `Leaf.splice` gave."""
     header = PAGE_AFTER_CHECKSUM.pack(LEAF, 0, count, pgno, tree_id, stamp)
+    assert len(header) + len(content) <= page_size - 4, "a leaf larger than its page"
     return (header + content).ljust(page_size - 4, b"\0")
+
+
+def encode_leaf(
+    keys: list[bytes], values: list[bytes], pgno: Pgno, tree_id: int, stamp: int, page_size: int
+) -> tuple[bytes, Ends, frozenset[int]]:
+    """Encode a leaf that fits.
+
+    returns  (the page from byte 4 on, the ends array, overflow indexes), as Leaf wants them
+    """
+    content, ends, overflow = leaf_content(keys, values)
+    return finish_leaf(content, len(keys), pgno, tree_id, stamp, page_size), ends, overflow
 
 
 def encode_branch(

@@ -33,6 +33,8 @@ from .format import (
     PAGE_HEADER_SIZE,
     Header,
     Ref,
+    max_inline_entry,
+    max_key_size,
     overflow_page_count,
     page_checksum,
     ref_checksum,
@@ -50,6 +52,8 @@ class Pager:
         self.file = file
         self.header = header
         self.page_size = header.page_size
+        self.max_key_size = max_key_size(header.page_size)
+        self.max_inline_entry = max_inline_entry(header.page_size)
         self.checksum = checksum_function(header.checksum_kind)
         self.seed = self.checksum(header.file_id, 0)
         self.fetch = file.read  # `use_map` changes it, once the file is known to be sound
@@ -163,15 +167,19 @@ class Pager:
 
     def renew(self, ref: int, node: Node | None) -> None:
         """A page was written: put its node among the hot, or at least nothing older stays under its reference."""
-        with self._lock:
-            for generation in (self.hot, self._cold):
-                old = generation.pop(ref, None)
-                if old is not None and generation is self.hot:
-                    self._hot_size -= old.memory
-                elif old is not None:
-                    self._cold_size -= old.memory
+        self.discard((ref,))
         if node is not None:
             self.remember(ref, node)
+
+    def discard(self, refs: Iterable[int]) -> None:
+        """The newest commit has no use for these nodes: make room. Who reads an older one reads them again."""
+        with self._lock:
+            for ref in refs:
+                node = self.hot.pop(ref, None)
+                if node is not None:
+                    self._hot_size -= node.memory
+                elif (node := self._cold.pop(ref, None)) is not None:
+                    self._cold_size -= node.memory
 
     def warm(self, ref: int, leaf: Leaf) -> None:
         """Give a leaf that is asked often its warm form, if there is room for that."""

@@ -1,41 +1,28 @@
-"""Which commit a file holds. Reads and verifies, writes nothing, gives the same answer every time.
+"""Which state a file holds. Reads and verifies, writes nothing, gives the same answer every time.
 
-Each meta names a whole commit. The newest that can be trusted is chosen:
+A state is a checkpoint and the log on top of it:
 
-    a meta that fails its checksum    is a torn last commit, or damage: the other one is taken
-    a durable meta                    its pages were on disk before it was written: trusted; if
-                                      pages turn out bad, that is damage, and is reported
-    a meta of an `os` commit          its pages may never have reached the disk: every page newer
-                                      than the durable commit is verified first, and if one is
-                                      bad, the durable commit is taken
+    a meta that fails its checksum   is a torn checkpoint, or damage: the other one is taken
+    a valid meta                     was written after all it needs had been synced, so it is
+                                     trusted; if a page below it turns out bad, that is damage,
+                                     and is reported
+    a log record                     is believed if it is whole and continues the one before it
+    the first that is not            is the end of the log: it was being written when the program
+                                     or the machine died; unless a later record proves that it
+                                     was safe by then. That is damage, and nothing is opened
 
-A clean close leaves its mark in the newest meta; if the commit was durable before, that is a second
-record of it, in the other slot. Without the mark the file may have been left by a failed sync, after
-which Linux can show bytes in its cache that are not on disk: the caller drops the cache and looks
-again before it writes.
+A clean close leaves its mark in the newest meta, and no record. Without that the file may have been
+left by a failed sync, after which Linux can show bytes in its cache that are not on disk: the
+caller syncs, drops the cache and looks again before it believes anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import btree
 from .errors import CorruptError
-from .format import (
-    CATALOGUE_TREE,
-    META_PGNOS,
-    META_SIZE,
-    PAGE,
-    Meta,
-    decode_catalogue_entry,
-    decode_meta,
-    map_height,
-    ref_pgno,
-    stamp_txid,
-)
-from .free_space import check_map_page
-from .node import Branch, Overflow, decode_node
+from .format import META_PGNOS, META_SIZE, Meta, decode_meta
+from .log import Replay, replay
 from .pager import Pager
 
 
@@ -43,24 +30,53 @@ from .pager import Pager
 class Choice:
     """The outcome.
 
-    slot      index into META_PGNOS of the chosen meta, None if there is none
-    meta      the commit
-    older     the other meta, where it is valid and older (or equal): its pages must stay
-    durable   slot of the newest meta known to be durable, which the next commit must not touch
-    clean     whether the file was closed cleanly
     found     both metas, or what is wrong with them
+    slot      index into META_PGNOS of the chosen meta, None if there is none
+    meta      the checkpoint
+    older     the other meta, where it is valid and older (or equal): its pages must stay
+    log       the records on top of the checkpoint
     reasons   what was decided and why, one sentence each
-    problem   why the chosen commit cannot be opened, or that there is none
+    problem   why the state cannot be opened, or that there is none
     """
 
     found: list[Meta | CorruptError]
     slot: int | None = None
     meta: Meta | None = None
     older: Meta | None = None
-    durable: int | None = None
-    clean: bool = False
+    log: Replay | None = None
     reasons: list[str] = field(default_factory=list)
     problem: CorruptError | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the file was closed cleanly, and nothing was committed since."""
+        return (
+            self.meta is not None
+            and self.meta.clean
+            and self.older is not None
+            and self.log is not None
+            and not self.log.records
+        )
+
+
+def recover(pager: Pager) -> Choice:
+    """Read the metas and the log, and choose.
+
+    returns   the choice; `problem` is set where the file cannot be opened
+    cost      two metas and one look at each page of the log, at most 1 MiB, whatever the size of the file
+    """
+    size = pager.file.size()
+    choice = choose(read_metas(pager), size, pager.page_size)
+    meta = choice.meta
+    if meta is None:
+        return choice
+    choice.log = read_log(pager, meta)
+    if choice.log.records:
+        choice.reasons.append(
+            f"the log goes on from there to commit {choice.log.last_txid} in {len(choice.log.records)} records"
+        )
+    choice.problem = choice.problem or choice.log.problem
+    return choice
 
 
 def read_metas(pager: Pager) -> list[Meta | CorruptError]:
@@ -75,128 +91,47 @@ def read_metas(pager: Pager) -> list[Meta | CorruptError]:
     return found
 
 
-def choose(found: list[Meta | CorruptError], file_size: int, page_size: int, verify: Callable[[Meta], None]) -> Choice:
-    """Choose the commit to open.
+def read_log(pager: Pager, meta: Meta) -> Replay:
+    """The log on top of a checkpoint, from disk."""
+    size = pager.page_size
+    region = pager.file.read(meta.log_start * size, meta.log_size * size)
+    return replay(region, meta.log_start, meta.epoch, size, pager.checksum, pager.seed)
+
+
+def choose(found: list[Meta | CorruptError], file_size: int, page_size: int) -> Choice:
+    """Choose the checkpoint to open.
 
     found     both metas, as `read_metas` gives them
-    verify    verifies the pages of a commit that is not known to be durable; raises CorruptError
-    returns   the choice; `problem` is set where the file cannot be opened
+    returns   the choice, without the log
     """
     choice = Choice(found)
-    metas = [(meta.txid, meta.clean, slot) for slot, meta in enumerate(found) if isinstance(meta, Meta)]
     for slot, meta in enumerate(found):
         if isinstance(meta, CorruptError):
             choice.reasons.append(f"page {META_PGNOS[slot]}: {meta.message}; not used")
-    rejected: list[int] = []
-    for _, _, slot in sorted(metas, reverse=True):
-        meta = found[slot]
-        assert isinstance(meta, Meta)
-        needed = meta.high_water * page_size
-        error: CorruptError | None = None
-        if file_size < needed:
-            error = CorruptError(
-                f"the file was cut short: commit {meta.txid} needs {needed} bytes",
-                offset=file_size,
-                expected=f"{needed} bytes",
-                found=f"{file_size} bytes",
-            )
-        if not meta.is_durable:
-            try:
-                if error is None:
-                    verify(meta)
-            except CorruptError as bad:
-                error = bad
-            if error is not None:
-                choice.reasons.append(
-                    f"page {META_PGNOS[slot]}: commit {meta.txid} was never synced and is not whole ({error}); not used"
-                )
-                rejected.append(slot)
-                continue
-        choice.slot, choice.meta, choice.problem = slot, meta, error
-        break
-    if choice.meta is None or choice.slot is None:
-        what = "; ".join(choice.reasons) or "both metas are empty"
-        choice.problem = CorruptError(f"no commit can be read: {what}", offset=META_PGNOS[0] * page_size)
+    valid = [(meta.txid, meta.clean, slot) for slot, meta in enumerate(found) if isinstance(meta, Meta)]
+    if not valid:
+        choice.problem = CorruptError(
+            f"no commit can be read: {'; '.join(choice.reasons)}", offset=META_PGNOS[0] * page_size
+        )
         return choice
-    other_slot = 1 - choice.slot
-    other = found[other_slot]
-    if isinstance(other, Meta) and other_slot not in rejected:
+    choice.slot = max(valid)[2]
+    meta, other = found[choice.slot], found[1 - choice.slot]
+    assert isinstance(meta, Meta)
+    choice.meta = meta
+    choice.reasons.append(f"page {META_PGNOS[choice.slot]}: checkpoint {meta.txid} is the newest; chosen")
+    needed = meta.high_water * page_size
+    if file_size < needed:
+        choice.problem = CorruptError(
+            f"the file was cut short: checkpoint {meta.txid} needs {needed} bytes",
+            offset=file_size,
+            expected=f"{needed} bytes",
+            found=f"{file_size} bytes",
+        )
+    if isinstance(other, Meta):
         if file_size >= other.high_water * page_size:
             choice.older = other
         else:
             choice.reasons.append(
-                f"page {META_PGNOS[other_slot]}: commit {other.txid} reaches beyond the file; not used"
+                f"page {META_PGNOS[1 - choice.slot]}: checkpoint {other.txid} reaches beyond the file; not used"
             )
-    if choice.meta.is_durable:
-        choice.durable = choice.slot
-        choice.reasons.append(
-            f"page {META_PGNOS[choice.slot]}: commit {choice.meta.txid} is the newest durable one; chosen"
-        )
-    else:
-        choice.durable = other_slot if choice.older is not None and choice.older.is_durable else choice.slot
-        choice.reasons.append(
-            f"page {META_PGNOS[choice.slot]}: commit {choice.meta.txid} was not synced, but all its pages since "
-            f"commit {choice.meta.durable_txid} are whole; chosen"
-        )
-    choice.clean = choice.meta.clean and choice.older is not None
     return choice
-
-
-def verify_since(pager: Pager, meta: Meta, txid: int) -> None:
-    """Verify every page of a commit that is newer than commit `txid`, and what those refer to directly.
-
-    raises   CorruptError for the first bad page
-    cost     reads the pages written since, and their children
-    """
-    _verify_map(pager, meta, txid)
-    for table, root, tree_id in _roots(pager, meta):
-        try:
-            _verify_tree(pager, root, tree_id, txid)
-        except CorruptError as error:
-            error.table = error.table or table
-            raise
-
-
-def _roots(pager: Pager, meta: Meta) -> list[tuple[str | None, int, int]]:
-    roots: list[tuple[str | None, int, int]] = [(None, meta.catalogue_root, CATALOGUE_TREE)]
-    if meta.catalogue_root:
-        for keys, values in btree.scan(pager, meta.catalogue_root, CATALOGUE_TREE, None, None):
-            for key, value in zip(keys, values, strict=True):
-                name = key.decode(errors="replace")
-                entry = decode_catalogue_entry(value, name)
-                roots.append((name, entry.root, entry.tree_id))
-    return roots
-
-
-def _verify_tree(pager: Pager, root: int, tree_id: int, txid: int) -> None:
-    waiting = [(root, -1)] if root else []
-    seen: set[int] = set()
-    while waiting:
-        ref, level = waiting.pop()
-        if ref in seen:  # branches that share children, level above level, would keep this busy for ever
-            raise CorruptError("the page has two places in its tree", pgno=ref_pgno(ref))
-        seen.add(ref)
-        page = pager.page(ref)
-        if stamp_txid(PAGE.unpack_from(page)[6]) <= txid:
-            continue
-        node = decode_node(page, ref_pgno(ref), tree_id)
-        if level not in (-1, node.level):
-            raise btree.wrong_level(ref, level, node.level)
-        if isinstance(node, Branch):
-            waiting.extend((child, node.level - 1) for child in node.children)
-        else:
-            for index in node.overflow:
-                record = node.value(index)
-                assert type(record) is Overflow
-                pager.overflow_value(record, tree_id)
-
-
-def _verify_map(pager: Pager, meta: Meta, txid: int) -> None:
-    waiting = (
-        [(int(meta.free_space_root), map_height(meta.high_water, pager.page_size))] if meta.free_space_root else []
-    )
-    while waiting:
-        ref, level = waiting.pop()
-        page = pager.page(ref)
-        if stamp_txid(PAGE.unpack_from(page)[6]) > txid:
-            waiting.extend((child, level - 1) for child in check_map_page(page, ref_pgno(ref), level) if child)

@@ -201,6 +201,7 @@ class WriteTransaction:
         "_pages",
         "_savepoints",
         "_spilled",
+        "_stale",
         "_stamp",
         "_trees",
         "_txid",
@@ -221,6 +222,7 @@ class WriteTransaction:
         self._allocated: list[set[int]] = [set()]  # pages taken, one set a savepoint level
         self._freed: list[int] = []  # pages of the base that are not needed any more
         self._pages: set[int] = set()  # first page numbers of held pages that are still to be written
+        self._stale: list[int] = []  # references of nodes that the new trees do not use
         self._spilled = False
         self._changed = False
         self._grown = 0  # bytes of overlays since the last apply
@@ -242,7 +244,8 @@ class WriteTransaction:
         view = self._views.get(table)
         if view is None:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
-            self._check_name(definition)
+            if definition.name not in self._base.tables:
+                self._check_name(definition)
             tree = self._tree(definition.name)
             definition.check(tree.codecs)
             view = self._views[table] = TableView(definition, tree)
@@ -425,6 +428,27 @@ class WriteTransaction:
 
     # -- applying --------------------------------------------------------------------------------
 
+    def _own_changes(self) -> list[tuple[WorkingTree, list[tuple[bytes, bytes | None]]]] | None:
+        """What a log record of this transaction would say; None: it did more than to change entries."""
+        if self._spilled or self._allocated[0]:
+            return None
+        found = []
+        for tree in self._trees.values():
+            if tree.changed:
+                changes = tree.own_changes()
+                if changes is None:
+                    return None
+                if changes:
+                    found.append((tree, changes))
+        return found
+
+    def _apply_snapshot(self) -> None:
+        """As `_apply_all`, the changes of earlier commits to other tables too: after that nothing is in overlays."""
+        for name, info in self._base.tables.items():
+            if info.overlay is not None:
+                self._tree(name).changed = True
+        self._apply_all()
+
     def _apply_all(self) -> None:
         for tree in self._trees.values():
             self._apply(tree)
@@ -443,6 +467,7 @@ class WriteTransaction:
         pgnos = self._allocate(edit.drafts)
         root, pages = btree.seal(pager, edit, tree.tree_id, self._stamp, pgnos)
         self._hold(pages)
+        self._stale += edit.freed
         self._free(ref_pgno(ref) for ref in edit.freed)
         for record in edit.dropped:
             self._free(record.pgnos(pager.page_size))

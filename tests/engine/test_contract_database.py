@@ -164,7 +164,7 @@ def test_a_newer_format_is_a_format_error_with_both_versions(open_db: Opener, db
     data = bytearray(db_path.read_bytes())
     data[8:12] = (7).to_bytes(4, "little")
     db_path.write_bytes(data)
-    with pytest.raises(limpet.FormatError, match=r"format 7\b.*up to format 1\b") as caught:
+    with pytest.raises(limpet.FormatError, match=r"format 7\b.*up to format 2\b") as caught:
         limpet.open(db_path)
     assert not isinstance(caught.value, limpet.UpgradeRequiredError)
     assert db_path.read_bytes() == data
@@ -230,8 +230,8 @@ def test_a_database_in_memory_is_its_own_and_cannot_be_read_only(open_db: Opener
         limpet.open(":memory:", read_only=True)
 
 
-def test_the_format_version_is_one(db: limpet.Database) -> None:
-    assert db.format_version == 1
+def test_the_format_version_is_two(db: limpet.Database) -> None:
+    assert db.format_version == 2
 
 
 def test_an_opening_after_a_clean_close_finds_everything_and_again(open_db: Opener, db_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_close_may_be_called_twice_and_every_use_after_it_is_a_closed_error(
     assert "closed" in repr(db)
     assert not (tmp_path / "copy").exists()
     assert db.path
-    assert db.format_version == 1
+    assert db.format_version == 2
 
 
 def test_a_reader_of_before_a_compaction_ends_with_close_too(db: limpet.Database) -> None:
@@ -373,7 +373,7 @@ def test_stats_add_up(db: limpet.Database) -> None:
     with db.read() as reader:
         for _ in range(3):
             with db.write() as txn:
-                txn[NUMBERS].update(dict.fromkeys(range(1500, 2000), b"later"))
+                txn[NUMBERS].update(dict.fromkeys(range(1500, 3000), b"later"))
         stats = db.stats()
         assert stats.readers == 1
         assert stats.oldest_reader_txid == reader.txid < stats.txid
@@ -587,7 +587,7 @@ def test_upgrade_leaves_a_missing_a_foreign_and_a_current_file_alone(open_db: Op
     before = db_path.read_bytes()
     for _ in range(2):
         result = limpet.upgrade(str(db_path))
-        assert (result.upgraded, result.from_version, result.to_version) == (False, 1, 1)
+        assert (result.upgraded, result.from_version, result.to_version) == (False, 2, 2)
     assert db_path.read_bytes() == before
     assert os.listdir(db_path.parent) == [db_path.name]
     assert holds(open_db(db_path), model)

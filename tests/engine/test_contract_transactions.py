@@ -407,7 +407,8 @@ def test_an_undone_savepoint_gives_its_space_back(open_db: Callable[..., limpet.
                 raise Oops
             sizes.append(db.stats().file_size)
     assert sizes[-1] < 2 * sizes[0]  # a little is lost to pieces that are too small
-    assert db.stats().live_size < 20 * 512
+    stats = db.stats()
+    assert stats.live_size - stats.log_size < 20 * 512
 
 
 def test_a_commit_inside_an_open_savepoint_is_refused_and_aborts(db: limpet.Database) -> None:
@@ -726,13 +727,15 @@ def test_sync_commits_are_synced_os_commits_written_and_none_commits_neither(db:
         assert after.commits == before.commits + 1
         return after.flushes - before.flushes, after.syncs - before.syncs
 
-    assert commit(None) == (1, 2)  # as the database was opened: sync
-    assert commit("sync") == (1, 2)
+    with db.write() as txn:
+        txn[NUMBERS][0] = b""  # a table that is new: a checkpoint
+    assert commit(None) == (1, 1)  # as the database was opened: sync
+    assert commit("sync") == (1, 1)
     assert commit("os") == (1, 0)
     assert commit("none") == (0, 0)
     assert commit("none") == (0, 0)
     assert commit("os") == (1, 0)
-    assert commit("sync") == (1, 2)
+    assert commit("sync") == (1, 1)
 
 
 def test_flush_makes_everything_committed_so_far_durable(db: limpet.Database) -> None:

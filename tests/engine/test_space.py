@@ -15,6 +15,12 @@ NUMBERS = limpet.Table("numbers", key=limpet.INT, value=limpet.BYTES)
 Opener = Callable[..., limpet.Database]
 
 
+def trees_size(db: limpet.Database) -> int:
+    """Bytes in use but for the log."""
+    stats = db.stats()
+    return stats.live_size - stats.log_size
+
+
 def update(db: limpet.Database, rng: random.Random, rows: int, changes: int) -> None:
     with db.write() as txn:
         for _ in range(changes):
@@ -32,7 +38,7 @@ def test_the_file_stops_growing_under_steady_updates(
     with db.write() as txn:
         txn[NUMBERS].update({number: bytes(100) for number in range(rows)})
     sizes = []
-    for turn in range(900):
+    for turn in range(1200):
         update(db, rng, rows, 3)
         if turn % 300 == 299:
             sizes.append(db.stats().file_size)
@@ -40,11 +46,8 @@ def test_the_file_stops_growing_under_steady_updates(
             db.flush()
     db.flush()
     stats = db.stats()
-    assert sizes[2] <= sizes[1] * 1.13 + (64 << 10), f"seed {seed}: {sizes}"
-    # `os` commits wait to become durable until a quarter of the file, and of 1024 pages, waits for that. Two such
-    # portions are pending at a time.
-    waiting = 1200 * page_size if durability == "os" else 0
-    assert stats.file_size < 3.5 * stats.live_size + waiting, f"seed {seed}: {stats}"
+    assert sizes[3] <= sizes[2] * 1.3 + (64 << 10), f"seed {seed}: {sizes}"
+    assert stats.file_size < 3.5 * stats.live_size, f"seed {seed}: {stats}"
 
 
 @pytest.mark.parametrize("durability", ["sync", "os"])
@@ -129,7 +132,9 @@ def test_the_space_of_what_was_removed_is_used_again(open_db: Opener, db_path: P
         sizes.append(db.stats().file_size)
     assert sizes[-1] <= sizes[3]
     if how != "replace":
-        assert db.stats().live_size < 12 * 512
+        db.close()  # until then deletes may be in the log only
+        db = open_db(db_path)
+        assert trees_size(db) < 12 * 512
 
 
 def test_an_aborted_transaction_takes_no_space(open_db: Opener, db_path: Path) -> None:
@@ -143,7 +148,7 @@ def test_an_aborted_transaction_takes_no_space(open_db: Opener, db_path: Path) -
         txn.abort()
         sizes.append(db.stats().file_size)
     assert sizes[-1] <= sizes[1]
-    assert db.stats().live_size < 10 * 512
+    assert trees_size(db) < 10 * 512
     with db.read() as reader:
         assert dict(reader[NUMBERS]) == {0: b""}
 
@@ -158,7 +163,7 @@ def test_ascending_keys_leave_full_pages_behind(open_db: Opener, db_path: Path) 
     payload = 2000 * (8 + 40 + 4)
     for db in (one_by_one, at_once):
         db.flush()
-        assert db.stats().live_size < payload * 1.25
+        assert trees_size(db) < payload * 1.25
 
 
 def test_runs_that_grow_side_by_side_leave_full_pages_behind(open_db: Opener) -> None:
@@ -171,7 +176,7 @@ def test_runs_that_grow_side_by_side_leave_full_pages_behind(open_db: Opener) ->
             txn[events][key] = bytes(50)
     db.flush()
     payload = len(order) * (11 + 8 + 50 + 4)
-    assert db.stats().live_size < payload * 1.5
+    assert trees_size(db) < payload * 1.5
 
 
 def test_random_inserts_leave_pages_at_least_half_full(open_db: Opener, seed: int) -> None:
@@ -182,7 +187,7 @@ def test_random_inserts_leave_pages_at_least_half_full(open_db: Opener, seed: in
         with db.write(durability="none") as txn:
             txn[NUMBERS].update({key: bytes(40) for key in keys[start : start + 30]})
     db.flush()
-    assert db.stats().live_size < 2 * 3000 * (8 + 40 + 4)
+    assert trees_size(db) < 2 * 3000 * (8 + 40 + 4)
 
 
 def test_deleting_most_of_a_table_shrinks_it(open_db: Opener, seed: int) -> None:
@@ -190,14 +195,14 @@ def test_deleting_most_of_a_table_shrinks_it(open_db: Opener, seed: int) -> None
     db = open_db(":memory:", page_size=512)
     with db.write() as txn:
         txn[NUMBERS].update({number: bytes(40) for number in range(5000)})
-    full = db.stats().live_size
+    full = trees_size(db)
     doomed = rng.sample(range(5000), 4500)
     for start in range(0, 4500, 50):
         with db.write(durability="none") as txn:
             for number in doomed[start : start + 50]:
                 del txn[NUMBERS][number]
     db.flush()
-    assert db.stats().live_size < full * 0.45  # a tenth of the entries, in pages at least a quarter full
+    assert trees_size(db) < full * 0.45  # a tenth of the entries, in pages at least a quarter full
     with db.read() as txn:
         assert set(txn[NUMBERS]) == set(range(5000)) - set(doomed)
 
@@ -299,3 +304,54 @@ def test_readers_in_many_threads_leave_no_pins_behind(open_db: Opener) -> None:
     with db.write() as txn:
         txn[NUMBERS][0] = b"y"
     assert db.stats().pending_size < 10 * 4096
+
+
+# -- giving space back ---------------------------------------------------------------------------
+
+
+def blocks(path: Path) -> int:
+    """Bytes that the file takes on the disk."""
+    return path.stat().st_blocks * 512
+
+
+def test_trim_gives_free_space_back_and_loses_nothing(open_db: Opener, db_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    db = open_db(db_path)
+    with db.write() as txn:
+        txn[NUMBERS].update({number: rng.randbytes(200) for number in range(20_000)})
+    with db.write() as txn:
+        txn[NUMBERS].delete_range(1000, 19_000)
+    for _number in range(3):  # so that no meta needs what was freed
+        update(db, rng, 1000, 3)
+    with db.read() as reader:
+        before = dict(reader[NUMBERS])
+        size, taken = db.stats().file_size, blocks(db_path)
+        saved = db.trim()
+        assert saved > 2 << 20
+        assert db.stats().file_size <= size
+        assert dict(reader[NUMBERS]) == before
+    if blocks(db_path) < taken:  # else the file system cannot, or `cffi` is not there
+        assert blocks(db_path) <= taken - (2 << 20)
+    assert db.check().ok
+    with db.write() as txn:  # into the holes
+        txn[NUMBERS].update(dict.fromkeys(range(20000), b"x" * 200))
+    assert db.check().ok
+    db.close()
+    with limpet.open(db_path) as db, db.read() as reader:
+        assert len(reader[NUMBERS]) == 20_000
+        assert db.check().ok
+
+
+def test_trim_keeps_what_a_reader_needs(open_db: Opener, db_path: Path) -> None:
+    db = open_db(db_path)
+    with db.write() as txn:
+        txn[NUMBERS].update({number: bytes(200) for number in range(20_000)})
+    with db.read() as reader:
+        with db.write() as txn:
+            txn[NUMBERS].clear()
+        for number in range(3):
+            with db.write() as txn:
+                txn[NUMBERS][number] = b"new"
+        db.trim()
+        assert all(value == bytes(200) for value in reader[NUMBERS].values())
+        assert len(reader[NUMBERS]) == 20_000

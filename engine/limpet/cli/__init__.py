@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from ..errors import BusyError, CorruptError, FormatError, LimpetError, LockedError, NoSuchTableError
 from ..format import FORMAT_VERSION
-from . import backup, check, compact, dump, get, info, page, pages, path, tables, upgrade
+from . import backup, check, compact, dump, get, info, page, pages, path, tables, trim, upgrade
 from .terminal import (
     BROKEN_PIPE,
     DAMAGED,
@@ -29,7 +29,7 @@ from .terminal import (
     prepare_output,
 )
 
-_VERBS = (info, check, tables, get, dump, pages, page, path, backup, compact, upgrade)
+_VERBS = (info, check, tables, get, dump, pages, page, path, backup, compact, trim, upgrade)
 
 _EPILOG = """\
 info, check, tables, get, dump, pages, page and path only read. They take no lock, so they work beside

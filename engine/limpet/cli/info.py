@@ -105,9 +105,8 @@ def _describe(found: MetaInfo) -> str:
     meta = found.meta
     if meta is None:
         return "empty, as in a new file" if found.empty else f"{found.problem}"
-    durable = "durable" if meta.is_durable else f"not synced, commit {meta.durable_txid} is"
     catalogue = f"catalogue at page {ref_pgno(meta.catalogue_root)}" if meta.catalogue_root else "no tables"
     return (
-        f"commit {meta.txid} of {when(meta.commit_us)}, {durable}{', closed' if meta.clean else ''}; {catalogue}, "
+        f"commit {meta.txid} of {when(meta.commit_us)}{', closed' if meta.clean else ''}; {catalogue}, "
         f"high water {meta.high_water}, {meta.free_count} free"
     )

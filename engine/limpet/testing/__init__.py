@@ -35,7 +35,7 @@ from .disk import (
     Write,
     choices_for,
 )
-from .layout import CommitRecord, FormatOne, Layout, layout_of
+from .layout import CommitRecord, FormatTwo, Layout, layout_of
 from .monitors import Monitor, Violation
 from .processes import KillSwitch, ShortCalls
 
@@ -44,7 +44,7 @@ __all__ = [
     "Call",
     "CommitRecord",
     "Fault",
-    "FormatOne",
+    "FormatTwo",
     "GARBAGE",
     "HALF",
     "KillSwitch",

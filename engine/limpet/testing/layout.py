@@ -1,9 +1,9 @@
 """What the harness knows about a file format, in one place: a new format needs another Layout and nothing else.
 
-The monitors and the oracle ask a Layout where commit records are, which commits a file holds, and
-which pages each of them needs. A Layout reads bytes with code of its own: it shares with the
-engine the names of the fields and the decoding of header and metas, but neither nodes nor pager
-nor recovery, so that a mistake there does not hide itself.
+The monitors and the oracle ask a Layout where the metas are, which checkpoints a file holds, which
+pages each of them needs, and how far the log on top of the newest goes. A Layout reads bytes with
+code of its own: it shares with the engine the names of the fields and the decoding of header and
+metas, but neither nodes nor pager nor log nor recovery, so that a mistake there does not hide itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from ..format import (
     HOLDER_PGNO,
     LEAF,
     LEAF_ARRAYS_AT,
+    LOG,
+    LOG_CHANGE,
+    LOG_CHANGES_AT,
+    LOG_DELETE,
+    LOG_GROUP,
+    LOG_RECORD,
     META_PGNOS,
     META_SIZE,
     OVERFLOW,
@@ -38,22 +44,21 @@ from ..format import (
     overflow_page_count,
     ref_checksum,
     ref_pgno,
+    stamp_txid,
 )
 
 Image = bytes | bytearray
 
 
 class CommitRecord(NamedTuple):
-    """One commit as its record in the file has it.
+    """One checkpoint as its meta has it.
 
     slot      which of the alternating places
-    durable   whether everything it needs had to be on stable storage before the record was written
     needed    bytes that the file must have
     """
 
     txid: int
     slot: int
-    durable: bool
     clean: bool
     needed: int
     raw: Meta
@@ -65,7 +70,11 @@ class Layout(Protocol):
     page_size: int
 
     def commits(self, image: Image) -> list[CommitRecord]:
-        """The commits whose records are valid, oldest first."""
+        """The checkpoints whose metas are valid, oldest first."""
+        ...
+
+    def log(self, image: Image, commit: CommitRecord) -> tuple[range, int]:
+        """The pages of the log on top of a checkpoint, and the one behind its last record."""
         ...
 
     def slot_of(self, offset: int, size: int) -> int | None:
@@ -89,8 +98,8 @@ class Layout(Protocol):
         ...
 
 
-class FormatOne:
-    """Format 1: header, two metas that take turns, a holder page, copy-on-write pages."""
+class FormatTwo:
+    """Format 2: header, two metas that take turns, a holder page, copy-on-write pages, a log on top of the newest."""
 
     def __init__(self, image: Image) -> None:
         """Read the header; raises FormatError."""
@@ -115,7 +124,35 @@ class FormatOne:
             meta = decode_meta(bytes(image[at : at + META_SIZE]), pgno, self.page_size, self._checksum, self._seed)
         except CorruptError:
             return None
-        return CommitRecord(meta.txid, slot, meta.is_durable, meta.clean, meta.high_water * self.page_size, meta)
+        return CommitRecord(meta.txid, slot, meta.clean, meta.high_water * self.page_size, meta)
+
+    def log(self, image: Image, commit: CommitRecord) -> tuple[range, int]:
+        meta = commit.raw
+        region = range(meta.log_start, meta.log_start + meta.log_size)
+        return region, meta.log_start + sum(pages for pages, _ in self._records(image, meta))
+
+    def _records(self, image: Image, meta: Meta) -> list[tuple[int, list[tuple[int, bytes, bytes | None]]]]:
+        """(pages, changes as (tree, key, value)) of each record that continues the one before."""
+        found: list[tuple[int, list[tuple[int, bytes, bytes | None]]]] = []
+        pgno, end = meta.log_start, meta.log_start + meta.log_size
+        last, previous = int(meta.txid), 0
+        while pgno < end:
+            head = bytes(image[pgno * self.page_size : pgno * self.page_size + LOG_CHANGES_AT])
+            if len(head) < LOG_CHANGES_AT:
+                break
+            stored, kind, _, pages, own, _, stamp = PAGE.unpack_from(head)
+            epoch, _, _, before, size = LOG_RECORD.unpack_from(head, PAGE_HEADER_SIZE)
+            if (kind, own, epoch, before) != (LOG, pgno, meta.epoch, previous) or not 0 < pages <= end - pgno:
+                break
+            run = bytes(image[pgno * self.page_size : (pgno + pages) * self.page_size])
+            if len(run) < pages * self.page_size or LOG_CHANGES_AT + size > len(run):
+                break
+            if self._checksum(memoryview(run)[CHECKSUM.size :], self._seed) != stored or stamp_txid(stamp) <= last:
+                break
+            found.append((pages, _changes(run[LOG_CHANGES_AT : LOG_CHANGES_AT + size])))
+            last, previous = stamp_txid(stamp), stored
+            pgno += pages
+        return found
 
     def slot_of(self, offset: int, size: int) -> int | None:
         for slot, pgno in enumerate(META_PGNOS):
@@ -141,6 +178,9 @@ class FormatOne:
             found, doubles, free = self._walk(image, commit)
         except CorruptError as error:
             return [str(error)]
+        log = set(range(commit.raw.log_start, commit.raw.log_start + commit.raw.log_size))
+        doubles |= found & log
+        found |= log
         wrong = [f"page {pgno} is used twice" for pgno in sorted(doubles)]
         everything = set(range(FIRST_NODE_PGNO, commit.raw.high_water))
         wrong += [f"page {pgno} is used and marked free" for pgno in sorted(found & free)]
@@ -168,6 +208,10 @@ class FormatOne:
                 raise CorruptError("wrong number of entries", expected=entry.entry_count, found=len(entries))
         if len(catalogue) != meta.table_count:
             raise CorruptError("wrong number of tables", expected=meta.table_count, found=len(catalogue))
+        trees = {decode_catalogue_entry(value, "").tree_id for _, value in catalogue}
+        for _, changes in self._records(image, meta):
+            if not {tree for tree, _, _ in changes} <= trees:
+                raise CorruptError("the log changes a tree that no table has")
         return found, doubles, free
 
     def _page(self, image: Image, ref: int, count: int = 1) -> bytes:
@@ -257,6 +301,23 @@ class FormatOne:
         return free
 
 
+def _changes(data: bytes) -> list[tuple[int, bytes, bytes | None]]:
+    found: list[tuple[int, bytes, bytes | None]] = []
+    at = 0
+    while at < len(data):
+        tree, count = LOG_GROUP.unpack_from(data, at)
+        at += LOG_GROUP.size
+        for _ in range(count):
+            key_size, value_size = LOG_CHANGE.unpack_from(data, at)
+            key_at = at + LOG_CHANGE.size
+            value_at = key_at + key_size
+            at = value_at if value_size == LOG_DELETE else value_at + value_size
+            found.append((tree, data[key_at:value_at], None if value_size == LOG_DELETE else data[value_at:at]))
+    if at != len(data):
+        raise CorruptError("the changes in a log record do not fill it", expected=len(data), found=at)
+    return found
+
+
 def _ends(page: bytes, at: int, count: int) -> list[int]:
     return [int.from_bytes(page[at + 2 * index : at + 2 * index + 2], "little") for index in range(count)]
 
@@ -284,6 +345,6 @@ def _branch(page: bytes, count: int) -> tuple[list[bytes], list[int]]:
 def layout_of(image: Image) -> Layout | None:
     """The layout of a file, or None if it is not (yet) one of ours."""
     try:
-        return FormatOne(image)
+        return FormatTwo(image)
     except FormatError:
         return None

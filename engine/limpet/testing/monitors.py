@@ -1,17 +1,19 @@
 """The rules of writing, watched call by call: one assertion in place of 2^n power cuts.
 
-    M1  no write touches a byte that a valid commit or a live snapshot needs, nor the header
-    M2  a commit record goes only to the slot that does not hold the newest durable commit, in one
-        write inside one sector, and, if it claims to be durable, only when all it needs is
+    M1  no write touches a byte that a valid checkpoint or a live snapshot needs, nor the header
+    M2  a meta goes only to the slot that does not hold the newest one, in one write inside one
+        sector, and only when all it needs is durable
     M3  the file has the size that a commit needs, durably, before the commit is recorded
     M4  the file is never cut below what its commits need
     M5  after a failed sync, or a failed write to a commit record, the handle writes no more
     M6  no write touches a page of a commit whose record may still be on the disk, although a newer
         record was written over it and not synced
-    M7  opening a file writes nothing but its advisory note, and that only after the commit
-        records were read; no record is written anew with an old txid
+    M7  opening a file writes nothing but its advisory note, and that only after the metas were
+        read; no meta is written anew with an old txid, but for a copy of the newest, which is durable
     M8  a file opened for reading is not written
     M9  a file gets its name only when all of it is durable
+    M10 a log record is written whole, directly behind the last one that recovery would accept, inside
+        the log, and only when the meta of its epoch is durable; nothing else is written into the log
 
 A violation is raised in the call and kept in `violations`, since an engine might swallow it.
 Source: the survey behind DESIGN.md, and SQLite's pager-invariants.txt.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ..errors import CorruptError
 from .disk import SECTOR, Call, Inode, SimDisk, SimFile, Write
@@ -43,7 +46,7 @@ class Monitor:
         self.violations: list[str] = []
         self.commits_seen = 0
         self._pins: list[int] = []
-        self._needs: dict[tuple[int, int], set[int]] = {}  # (inode, stamp of the commit) -> pages
+        self._needs: dict[tuple[int, int], set[int]] = {}  # (inode, meta) -> pages
         self._by_txid: dict[tuple[int, int], set[int]] = {}  # (inode, txid) -> pages
         self._layouts: dict[int, Layout] = {}
         self._failed: set[int] = set()  # handles after a failed sync
@@ -61,7 +64,7 @@ class Monitor:
         self.disk.after.remove(self._after)
 
     def pin(self, txid: int) -> None:
-        """A reader has this snapshot open."""
+        """A reader has a snapshot open that stands on this checkpoint."""
         self._pins.append(txid)
 
     def unpin(self, txid: int) -> None:
@@ -144,6 +147,8 @@ class Monitor:
             self._check_record(call, inode, layout, slot)
             return
         pages = range(call.offset // page_size, -(-(call.offset + call.size) // page_size))
+        if self._check_log(call, inode, layout, pages):
+            return
         for rule, commit_pages, what in self._guards(inode, layout):
             hit = commit_pages.intersection(pages)
             if hit:
@@ -172,7 +177,7 @@ class Monitor:
         if first != last:
             self._broken("M2", call, "a commit record across sectors")
         before = layout.commits(inode.cache)
-        newest_durable = max((commit for commit in before if commit.durable), key=_age, default=None)
+        newest_durable = max(before, key=_age, default=None)
         twins = {other.slot for other in before if newest_durable is not None and other.txid == newest_durable.txid}
         if newest_durable is not None and newest_durable.slot == slot and len(twins) == 1:
             self._broken("M2", call, f"over the record of commit {newest_durable.txid}, the newest durable one")
@@ -183,17 +188,40 @@ class Monitor:
             self._broken("M2", call, "a commit record that is not valid")
         commit = written[0]
         newest = max((other.txid for other in before), default=0)
-        if commit.txid < newest or (commit.txid == newest and not commit.clean and before[-1].slot != slot):
-            self._broken("M7", call, f"commit {commit.txid} is recorded again, and {newest} was seen before")
+        again = [other for other in layout.commits(inode.on_disk()) if other.txid == commit.txid]
+        if commit.txid < newest or (commit.txid == newest and not any(_twins(other, commit) for other in again)):
+            self._broken("M7", call, f"checkpoint {commit.txid} is recorded again, and {newest} was seen before")
         self.commits_seen += 1
-        if not commit.durable:
-            return
         if inode.durable_size < commit.needed:
             self._broken("M3", call, f"{commit.needed} bytes are needed, {inode.durable_size} durable")
         try:
             layout.pages(inode.on_disk(), commit)
         except CorruptError as error:
             self._broken("M2", call, f"commit {commit.txid} is recorded before all of it is durable: {error}")
+
+    def _check_log(self, call: Call, inode: Inode, layout: Layout, pages: range) -> bool:
+        """Whether the write is one into the log, and if so, whether it may be."""
+        commits = layout.commits(inode.cache)
+        if not commits:
+            return False
+        newest = commits[-1]
+        region, end = layout.log(inode.cache, newest)
+        for older in (*commits, *layout.commits(inode.on_disk())):
+            other, _ = layout.log(inode.cache, older)
+            if other != region and set(other) & set(pages):
+                self._broken("M1", call, f"into the log of checkpoint {older.txid}")
+        if not set(region) & set(pages):
+            return False
+        if pages.start != end or pages.stop > region.stop:
+            self._broken("M10", call, f"pages {list(pages)}, and the log {region} goes on at page {end}")
+        image = bytearray(inode.cache)
+        image[call.offset : call.offset + call.size] = call.data
+        if layout.log(image, newest)[1] != pages.stop:
+            self._broken("M10", call, "not a record that continues the log")
+        if not any(_twins(newest, other) for other in layout.commits(inode.on_disk())):
+            self._broken("M10", call, f"the meta of checkpoint {newest.txid} is not durable")
+        self.commits_seen += 1
+        return True
 
     def _check_truncate(self, call: Call, file: SimFile) -> None:
         layout = self._layout(file.inode)
@@ -247,6 +275,11 @@ class Monitor:
 
 def _age(commit: CommitRecord) -> tuple[int, bool]:
     return commit.txid, commit.clean
+
+
+def _twins(one: CommitRecord, other: CommitRecord) -> bool:
+    """Whether two metas are the same but for the mark of a clean close."""
+    return replace(one.raw, clean=False, commit_us=0) == replace(other.raw, clean=False, commit_us=0)
 
 
 def _identity(commit: CommitRecord) -> int:

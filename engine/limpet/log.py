@@ -1,0 +1,309 @@
+"""The log: what was committed since the last checkpoint, one record a flush. No I/O.
+
+A small commit does not touch the trees. Its changes become a record behind the last one, in a run
+of pages that the meta names: one contiguous write, one sync. Changes are logical (this key of this
+tree has this value from now on), so a commit of one key takes one page, whatever the depth of its
+tree. A checkpoint applies what has gathered to the trees and begins a new *epoch*: an empty log in
+the same place.
+
+What makes a record the next one of its epoch, all of it needed:
+
+    its checksum, over the whole run     a torn record is no record
+    its own page number                  a misdirected write is found out
+    the epoch, the stamp of the meta     what an earlier epoch left in the same place is over
+    the checksum of the record before    what follows a torn record that has been written anew is over
+    a higher txid                        no record counts twice
+
+`durable_txid` says which commits were known to be safe when the record was written. So a record
+that is missing in front of one that knows it to be safe is damage, not the end of the log.
+
+Sources: logical redo records between shadow-paged checkpoints after Gray et al., "The Recovery
+Manager of the System R Database Manager" (1981); the salted, chained frames after SQLite's WAL.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .checksum import ChecksumFunction
+from .errors import CorruptError
+from .format import (
+    LOG,
+    LOG_CHANGE,
+    LOG_CHANGES_AT,
+    LOG_DELETE,
+    LOG_GROUP,
+    LOG_RECORD,
+    PAGE,
+    PAGE_AFTER_CHECKSUM,
+    PAGE_HEADER_SIZE,
+    Pgno,
+    Txid,
+    log_record_pages,
+    page_checksum,
+    stamp_txid,
+)
+
+_HEAD = struct.Struct(PAGE_AFTER_CHECKSUM.format + LOG_RECORD.format.removeprefix("<"))
+
+# The log takes an eighth of the file, within these bounds. A commit takes at least a page, so the
+# pages are the commits between two checkpoints. More of them, or more than 1 MiB, would make opening
+# after a crash slower and commits no faster.
+_SHARE = 8
+_MIN_PAGES = 32
+_MAX_PAGES = 256
+_MAX_SIZE = 1 << 20
+_MAX_CHANGES = 1024  # of one epoch; each commit copies the overlays it changes
+_LARGEST_SHARE = 4  # a commit that takes more than a quarter of the log is cheaper as a checkpoint
+
+
+def region_size(high_water: int, page_size: int) -> int:
+    """How many pages the log of a file of `high_water` pages should have."""
+    return min(max(_MIN_PAGES, high_water // _SHARE), _MAX_PAGES, _MAX_SIZE // page_size)
+
+
+@dataclass(slots=True)
+class Log:
+    """The open epoch: where its next record goes, and what waits to be in it.
+
+    epoch          stamp of the checkpoint; 0 as long as that is in memory only
+    start, size    the pages of the log; start is 0 as long as it has no place
+    used           pages that the records so far take
+    previous       checksum of the last of them
+    last_txid      the newest txid in them
+    waiting        (txid, encoded changes) of commits that no record has yet
+    change_count   changes since the checkpoint, waiting ones included
+    """
+
+    epoch: int
+    start: int
+    size: int
+    used: int = 0
+    previous: int = 0
+    waiting: list[tuple[int, bytes]] = field(default_factory=list)
+    waiting_size: int = 0
+    change_count: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was committed since the checkpoint."""
+        return not self.used and not self.waiting
+
+    def has_room(self, size: int, change_count: int, page_size: int) -> bool:
+        """Whether a commit whose changes take `size` bytes can be logged."""
+        pages = log_record_pages(self.waiting_size + size, page_size)
+        return (
+            self.used + pages <= self.size
+            and self.change_count + change_count <= _MAX_CHANGES
+            and log_record_pages(size, page_size) * _LARGEST_SHARE <= max(self.size, _LARGEST_SHARE)
+        )
+
+    def add(self, txid: int, changes: bytes, change_count: int) -> None:
+        """Let a commit wait for the next record."""
+        self.waiting.append((txid, changes))
+        self.waiting_size += len(changes)
+        self.change_count += change_count
+
+    def take(self, page_size: int) -> tuple[bytes, list[tuple[int, bytes]]]:
+        """The changes of all that wait, for a record whose pages are taken with them; and what `put_back` needs."""
+        taken = self.waiting
+        changes = b"".join([changes for _, changes in taken])
+        self.waiting, self.waiting_size = [], 0
+        self.used += log_record_pages(len(changes), page_size)
+        return changes, taken
+
+    def put_back(self, taken: list[tuple[int, bytes]], page_size: int) -> None:
+        """The record could not be written."""
+        size = sum(len(changes) for _, changes in taken)
+        self.used -= log_record_pages(size, page_size)
+        self.waiting, self.waiting_size = taken + self.waiting, size + self.waiting_size
+
+    def forget_after(self, txid: int) -> None:
+        """Commits newer than `txid` were undone."""
+        self.waiting = [(each, changes) for each, changes in self.waiting if each <= txid]
+        self.waiting_size = sum(len(changes) for _, changes in self.waiting)
+
+
+# -- encoding ------------------------------------------------------------------------------------
+
+
+def encode_changes(tree_id: int, changes: Iterable[tuple[bytes, bytes | None]]) -> bytes:
+    """The changes of one commit to one tree: (key, value; None: deleted)."""
+    parts = [
+        LOG_CHANGE.pack(len(key), LOG_DELETE) + key
+        if value is None
+        else LOG_CHANGE.pack(len(key), len(value)) + key + value
+        for key, value in changes
+    ]
+    return LOG_GROUP.pack(tree_id, len(parts)) + b"".join(parts)
+
+
+def encode_record(
+    changes: bytes, pgno: int, stamp: int, epoch: int, previous: int, durable_txid: int, commit_us: int, page_size: int
+) -> bytes:
+    """A record from byte 4 on, padded to whole pages; `seal_page` puts the checksum before it."""
+    size = len(changes)
+    pages = log_record_pages(size, page_size)
+    head = _HEAD.pack(LOG, 0, pages, pgno, 0, stamp, epoch, durable_txid, commit_us, previous, size)
+    return head + changes + bytes(pages * page_size - LOG_CHANGES_AT - size)
+
+
+# -- decoding ------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """One record, its checksum verified.
+
+    at       its place in the log, in pages from the beginning
+    pages    how many it takes
+    """
+
+    at: int
+    pages: int
+    checksum: int
+    stamp: int
+    epoch: int
+    durable_txid: int
+    commit_us: int
+    previous: int
+    changes: bytes
+
+    @property
+    def txid(self) -> Txid:
+        """The newest commit in it."""
+        return stamp_txid(self.stamp)
+
+
+class Group(NamedTuple):
+    """Changes to one tree, in order."""
+
+    tree_id: int
+    changes: list[tuple[bytes, bytes | None]]
+
+
+def decode_record(
+    region: bytes, at: int, start: int, page_size: int, checksum: ChecksumFunction, seed: int
+) -> Record | None:
+    """The record at page `at` of the log, or None if there is none that is whole.
+
+    region   the bytes of the log
+    start    page number of its first page
+    """
+    offset = at * page_size
+    if offset + LOG_CHANGES_AT > len(region):
+        return None
+    stored, kind, _, pages, pgno, _, stamp = PAGE.unpack_from(region, offset)
+    if kind != LOG or pgno != start + at or not pages or offset + pages * page_size > len(region):
+        return None
+    run = region[offset : offset + pages * page_size]
+    if page_checksum(run, checksum, seed) != stored:
+        return None
+    epoch, durable_txid, commit_us, previous, size = LOG_RECORD.unpack_from(run, PAGE_HEADER_SIZE)
+    if log_record_pages(size, page_size) != pages:
+        return None
+    changes = run[LOG_CHANGES_AT : LOG_CHANGES_AT + size]
+    return Record(at, pages, stored, stamp, epoch, durable_txid, commit_us, previous, changes)
+
+
+def decode_changes(changes: bytes, pgno: int) -> Iterator[Group]:
+    """The changes in a record, a group for each commit and tree, in the order of the commits.
+
+    pgno     of the record, for the messages
+    raises   CorruptError: lengths that disagree
+    """
+    at = 0
+    end = len(changes)
+    while at < end:
+        if at + LOG_GROUP.size > end:
+            raise _cut_off(pgno)
+        tree_id, count = LOG_GROUP.unpack_from(changes, at)
+        at += LOG_GROUP.size
+        group: list[tuple[bytes, bytes | None]] = []
+        for _ in range(count):
+            if at + LOG_CHANGE.size > end:
+                raise _cut_off(pgno)
+            key_size, value_size = LOG_CHANGE.unpack_from(changes, at)
+            at += LOG_CHANGE.size
+            value_at = at + key_size
+            value: bytes | None = None
+            key = changes[at:value_at]
+            at = value_at
+            if value_size != LOG_DELETE:
+                at += value_size
+                value = changes[value_at:at]
+            if at > end:
+                raise _cut_off(pgno)
+            group.append((key, value))
+        yield Group(tree_id, group)
+
+
+def _cut_off(pgno: int) -> CorruptError:
+    return CorruptError("the changes in the log record do not add up to its size", pgno=Pgno(pgno))
+
+
+# -- replay --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Replay:
+    """What a log holds.
+
+    records   those of the epoch, in order
+    last_txid the newest commit; the checkpoint's if there are no records
+    seen_txid the highest txid of any whole record in the region, so that none is given out again
+    problem   why what is missing behind the last record is damage and not just the end
+    """
+
+    records: list[Record]
+    last_txid: Txid
+    seen_txid: int
+    problem: CorruptError | None = None
+
+    @property
+    def used(self) -> int:
+        """Pages that the records take."""
+        return self.records[-1].at + self.records[-1].pages if self.records else 0
+
+
+def replay(region: bytes, start: int, epoch: int, page_size: int, checksum: ChecksumFunction, seed: int) -> Replay:
+    """Find the records of an epoch, and tell a torn end from a rotten middle.
+
+    region   the bytes of the log; shorter if the file is
+    start    page number of its first page
+    epoch    stamp of the checkpoint that the meta names
+    cost     looks once at each page of the log
+    """
+    txid = stamp_txid(epoch)
+    found = Replay([], txid, txid)
+    at = previous = 0
+    while record := decode_record(region, at, start, page_size, checksum, seed):
+        if record.epoch != epoch or record.previous != previous or record.txid <= found.last_txid:
+            break
+        found.records.append(record)
+        found.last_txid = record.txid
+        at += record.pages
+        previous = record.checksum
+    found.seen_txid = found.last_txid
+    for later in range(at, len(region) // page_size):
+        if region[later * page_size + 4] != LOG:
+            continue
+        left = decode_record(region, later, start, page_size, checksum, seed)
+        if left is None:
+            continue
+        found.seen_txid = max(found.seen_txid, left.txid)
+        if found.problem is None and (
+            left.durable_txid > found.last_txid if left.epoch == epoch else stamp_txid(left.epoch) > txid
+        ):
+            found.problem = CorruptError(
+                f"the log breaks off after commit {found.last_txid}, but a record further on was written when commit "
+                f"{left.durable_txid} was safe: a record between them is damaged"
+                if left.epoch == epoch
+                else f"the log belongs to checkpoint {stamp_txid(left.epoch)}, and the newest meta that can be read "
+                f"names {txid}: the newer one is damaged",
+                pgno=Pgno(start + at),
+                offset=(start + at) * page_size,
+            )
+    return found
