@@ -36,6 +36,17 @@ class Sample:
     history: dict[int, list[bytes]] = field(default_factory=dict)
     touched: set[int] | None = None  # kept by F10
 
+    def records(self) -> list[range]:
+        """The pages of each log record of the newest state, in order."""
+        layout = layout_of(self.image)
+        assert layout is not None
+        return layout.log(self.image, layout.commits(self.image)[-1])[1]
+
+    def is_in_last_record(self, pgno: int) -> bool:
+        """Whether damage to this page cannot be told from a commit that was being written."""
+        records = self.records()
+        return bool(records) and pgno in records[-1]
+
     def needed(self) -> set[int]:
         """The pages that the newest commit needs."""
         layout = layout_of(self.image)
@@ -72,6 +83,9 @@ def sample(rng: random.Random, *, page_size: int = 512, commits: int = 6, clean:
             by_txid[run.db.stats().txid] = run.states[-1]
         if clean:
             run.close()
+            layout = layout_of(disk.content(PATH))
+            assert layout is not None
+            by_txid[layout.commits(disk.content(PATH))[-1].txid] = run.states[-1]
         else:
             run.abandon()
     return Sample(disk.content(PATH), by_txid, max(by_txid), page_size, history)

@@ -90,15 +90,14 @@ def _one(case: Case, budget: Budget) -> bool:
         created = run.created
         try:
             run.open()
-        except CorruptError as found:
-            if accept(found):
-                return True
-            raise
-        if created:
-            run._adopt(range(lowest, run.begun + 1))
-        if run.strength == "sync":
+            if created:
+                run._adopt(range(lowest, run.begun + 1))
             run.durable = run.begun  # the disk was read, not the cache: what it showed stays
-        _commit_and_cut(run, rng, budget, case["mode"])
+            _commit_and_cut(run, rng, budget, case["mode"])
+        except CorruptError as found:
+            run.abandon()
+            if not accept(found):
+                raise
     return True
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from limpet.format import FREE_SPACE
+from limpet.format import BRANCH, FREE_SPACE, LEAF
 from limpet.testing import layout_of
 
 from .damage import Sample, probe, sample
@@ -50,7 +50,10 @@ def flip(whole: Sample, bit: int, case: Case, budget: Budget) -> None:
     assert layout is not None
     with told_as(case):
         newest = layout.commits(whole.image)[-1]
-        in_newest = layout.slot_of(at, 1) == newest.slot
+        twins = len({(commit.txid, commit.raw.nonce) for commit in layout.commits(whole.image)}) == 1
+        in_newest = (layout.slot_of(at, 1) == newest.slot and not twins) or whole.is_in_last_record(
+            at // whole.page_size
+        )
         told = probe(whole, bytes(image), fallback=in_newest, check=not budget.states % 8)
         budget.count(told)
         page = at // whole.page_size
@@ -60,9 +63,16 @@ def flip(whole: Sample, bit: int, case: Case, budget: Budget) -> None:
 
 
 def _needed_and_read(whole: Sample) -> set[int]:
-    """The pages that reading everything has to touch: all but those of the map of free space."""
+    """The pages that reading everything has to touch: not those of the map of free space.
+
+    Nor those of large values, if there is a log, which may have later ones.
+    """
     if whole.touched is None:
-        whole.touched = {pgno for pgno in whole.needed() if whole.image[pgno * whole.page_size + 4] != FREE_SPACE}
+        kinds = {pgno: whole.image[pgno * whole.page_size + 4] for pgno in whole.needed()}
+        if whole.records():
+            whole.touched = {pgno for pgno, kind in kinds.items() if kind in (LEAF, BRANCH)}
+        else:
+            whole.touched = {pgno for pgno, kind in kinds.items() if kind != FREE_SPACE}
     return whole.touched
 
 

@@ -42,8 +42,9 @@ def _one(whole: Sample, case: Case, budget: Budget) -> None:
     else:
         other = whole.history[case["page"]][case["version"]]
     image = whole.image[:at] + other + whole.image[at + size :]
+    last = whole.is_in_last_record(case["page"])
     with told_as(case):
-        budget.count(probe(whole, image[: len(whole.image)], check=not budget.states % 16))
+        budget.count(probe(whole, image[: len(whole.image)], fallback=last, check=not budget.states % 16))
 
 
 def _replay(case: Case) -> None:

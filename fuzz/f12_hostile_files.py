@@ -21,7 +21,17 @@ from pathlib import Path
 import limpet
 from limpet import CorruptError, FormatError
 from limpet.checksum import checksum_function
-from limpet.format import HEADER, HEADER_SIZE, META_PGNOS, META_SIZE, PAGE_HEADER_SIZE, decode_header
+from limpet.format import (
+    FORMAT_VERSION,
+    HEADER,
+    HEADER_SIZE,
+    LOG_CHANGES_AT,
+    META_FIELDS,
+    META_PGNOS,
+    META_SIZE,
+    PAGE_HEADER_SIZE,
+    decode_header,
+)
 
 from .damage import Sample, pack, sample, unpack
 from .harness import Budget, Case, FaultClass, no_hang, told_as
@@ -156,7 +166,8 @@ def foreign_files(folder: Path) -> list[tuple[str, bytes]]:
     ]
     files += [(f"magic and {size} bytes", good[:size]) for size in range(8, HEADER_SIZE)]
     for field, value in (
-        (1, 2),
+        (1, FORMAT_VERSION + 1),
+        (1, FORMAT_VERSION - 1),
         (1, 0),
         (1, 0xFFFFFFFF),
         (2, 0),
@@ -207,13 +218,17 @@ def bombs() -> Iterator[tuple[str, bytes]]:
             sealer.refer(parent, at, child)
             sealer.dirty.add(parent)
         for slot in META_PGNOS:
-            struct.pack_into("<Q", sealer.page(slot), 40, sealer.count)
+            struct.pack_into("<Q", sealer.page(slot), _META_AT["high_water"], sealer.count)
             sealer.dirty_metas.add(slot)
         yield f"shared children, empty leaves: {empty}", sealer.sealed()
 
 
 # -- files that are, nearly ----------------------------------------------------------------------
 
+_META_AT = dict(
+    zip((name for name, _ in META_FIELDS), accumulate((size for _, size in META_FIELDS), initial=0), strict=False)
+)
+_META_REFS = (_META_AT["catalogue_root"], _META_AT["free_space_root"])
 _NASTY = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
@@ -223,8 +238,11 @@ def mutate(whole: Sample, rng: random.Random) -> bytes:
     count = len(whole.image) // sealer.page_size
     needed = sorted(whole.needed())
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        if rng.random() < 0.15 or not needed:
+        way = rng.random()
+        if way < 0.15 or not needed:
             _mutate_meta(sealer, rng, count)
+        elif way < 0.35 and whole.records():
+            _mutate_record(sealer, rng.choice(whole.records()), rng)
         else:
             _mutate_page(sealer, rng.choice(needed), rng, count)
     return sealer.sealed()
@@ -268,11 +286,32 @@ def _level_and_count(page: bytearray, rng: random.Random) -> tuple[int, int]:
     )
 
 
+def _mutate_record(sealer: Sealer, pages: range, rng: random.Random) -> None:
+    """A log record whose fields lie, with a right checksum."""
+    run = bytearray(b"".join(sealer.page(pgno) for pgno in pages))
+    way = rng.randrange(4)
+    if way == 0:  # pages, epoch, what was durable, the one before, size
+        at, form = rng.choice(((6, "<H"), (24, "<Q"), (32, "<Q"), (48, "<I"), (52, "<I"), (16, "<Q")))
+        (value,) = struct.unpack_from(form, run, at)
+        limit = (1 << 8 * struct.calcsize(form)) - 1
+        struct.pack_into(form, run, at, rng.choice((*_NASTY, value + 1, value - 1, value * 2, limit)) & limit)
+    elif way == 1:  # tree, count, and the sizes of the first key and value
+        at = LOG_CHANGES_AT + rng.randrange(0, 16, 2)
+        struct.pack_into("<H", run, at, rng.choice(_NASTY) & 0xFFFF)
+    elif way == 2:
+        at = LOG_CHANGES_AT + rng.randrange(0, 64)
+        struct.pack_into("<I", run, at, rng.choice(_NASTY))
+    else:
+        for _ in range(rng.randint(1, 12)):
+            run[rng.randrange(4, len(run))] = rng.randrange(256)
+    sealer.put_run(pages.start, bytes(run))
+
+
 def _mutate_meta(sealer: Sealer, rng: random.Random, count: int) -> None:
     slot = rng.choice(META_PGNOS)
     meta = sealer.page(slot)
-    at = rng.choice((4, 8, 16, 24, 32, 40, 48, 56, 60, 72))  # each field of a meta
-    form = "<I" if at in (4, 56, 60, 72) else "<Q"
+    name, size = rng.choice([field for field in META_FIELDS if field[0] not in ("checksum", "zero")])
+    at, form = _META_AT[name], "<I" if size == 4 else "<Q"
     (value,) = struct.unpack_from(form, meta, at)
     limit = (1 << 8 * struct.calcsize(form)) - 1
     new = rng.choice((0, 1, value + 1, value - 1, value * 2, count, count + 1, limit, 1 << 32, 1 << 47, 1 << 63))
@@ -358,11 +397,17 @@ class Sealer:
         sums = {bytes(page[:4]): pgno for pgno, page in enumerate(self._pages) if pgno >= 4}
         parents: dict[int, list[tuple[int, int]]] = {}
         for pgno, page in enumerate(self._pages):
-            for at in (24, 32) if pgno in META_PGNOS else range(PAGE_HEADER_SIZE, len(page) - 7) if pgno >= 4 else ():
+            for at in _META_REFS if pgno in META_PGNOS else range(PAGE_HEADER_SIZE, len(page) - 7) if pgno >= 4 else ():
                 target = sums.get(bytes(page[at + 4 : at + 8]))
                 if target is not None and int.from_bytes(page[at : at + 4], "little") == target:
                     parents.setdefault(target, []).append((pgno, at))
         return parents
+
+    def put_run(self, pgno: int, run: bytes) -> None:
+        """Put a run of pages in place, with the right checksum at its head."""
+        run = struct.pack("<I", self._checksum(bytes(run[4:]), self._seed)) + run[4:]
+        for index in range(len(run) // self.page_size):
+            self._pages[pgno + index] = bytearray(run[index * self.page_size : (index + 1) * self.page_size])
 
     def seal(self, pgno: int) -> None:
         """Put the right checksum at the head of a page."""

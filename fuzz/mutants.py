@@ -95,27 +95,29 @@ def _source_of(function: Any) -> str:
     return known if isinstance(known, str) else textwrap.dedent(inspect.getsource(function))
 
 
-_FLUSH = "limpet.database:Database._flush_locked"
+_RECORD = "limpet.database:Database._write_record"
+_CHECKPOINT = "limpet.database:Database._write_checkpoint"
+_SYNC = "limpet.database:Database._sync_and_record"
 _ATTACH = "limpet.database:Database._attach"
 
 MUTANTS = (
     Mutant(
         "pages are not synced before the meta",
         ("F2", "F1"),
-        (Change(_FLUSH, "if meta.is_durable and work.unsynced:", "if False:"),),
+        (Change(_SYNC, "self._file.sync_all()", "pass"), Change(_SYNC, "self._file.sync()", "pass")),
     ),
     Mutant(
         "the meta is not synced",
         ("F1", "F2"),
-        (Change(_FLUSH, "if meta.is_durable:\n", "if False:\n"),),
+        (Change(_SYNC, "self._file.write_synced(", "self._file.write("),),
     ),
     Mutant(
         "the meta is written before the pages",
         ("F1", "F2"),
         (
-            Change(_FLUSH, "self._pager.write(work.pages)", "pass"),
+            Change(_CHECKPOINT, "self._pager.write(work.pages)", "pass"),
             Change(
-                _FLUSH,
+                _CHECKPOINT,
                 "        with self._state:\n            self._finish",
                 "        self._pager.write(work.pages)\n        with self._state:\n            self._finish",
             ),
@@ -124,7 +126,7 @@ MUTANTS = (
     Mutant(
         "fdatasync where fsync is needed after growth",
         ("F2", "F1"),
-        (Change(_FLUSH, "self._file.sync_all()", "self._file.sync()"),),
+        (Change(_SYNC, "self._file.sync_all()", "self._file.sync()"),),
     ),
     Mutant(
         "growth is not synced",
@@ -137,8 +139,8 @@ MUTANTS = (
         (
             Change(
                 "limpet.database:Database._horizon_of_metas",
-                "return min([self._overwritten_txid, *(int(meta.txid) for meta in self._metas if meta is not None)])",
-                "return int(self._metas_newest().txid)",
+                "return min(int(meta.txid) for meta in self._metas if meta is not None)",
+                "return int(self._meta().txid)",
             ),
         ),
     ),
@@ -167,7 +169,7 @@ MUTANTS = (
     Mutant(
         "the older meta is chosen",
         ("F1", "F2"),
-        (Change("limpet.recovery:choose", "sorted(metas, reverse=True)", "sorted(metas)"),),
+        (Change("limpet.recovery:choose", "max(valid)", "min(valid)"),),
     ),
     Mutant(
         "recovery seals a torn slot anew",
@@ -187,7 +189,7 @@ MUTANTS = (
     Mutant(
         "no poison after a failed sync",
         ("F5", "F6"),
-        (Change(_FLUSH, "self._poison(error)", "pass"),),
+        (Change(_RECORD, "self._poison(error)", "pass"), Change(_CHECKPOINT, "self._poison(error)", "pass")),
     ),
     Mutant(
         "checksums are not verified",
@@ -245,33 +247,89 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "the newest durable meta is overwritten",
+        "the newest meta is overwritten",
         ("F1", "F3"),
-        (Change(_FLUSH, "slot = 1 - self._durable_slot", "slot = self._durable_slot"),),
+        (Change(_CHECKPOINT, "1 - self._slot", "self._slot"),),
     ),
     Mutant(
-        "an `os` commit is believed without a look at its pages",
-        ("F2", "F1"),
-        (Change("limpet.recovery:choose", "verify(meta)", "pass"),),
-        workload="durabilities",
+        "a log record is not synced",
+        ("F1", "F2"),
+        (Change(_RECORD, "self._file.write_synced(", "self._file.write("),),
     ),
     Mutant(
         "an `os` commit forgets that it was not synced",
-        ("F1", "F2"),
-        (Change("limpet.database:Database._prepare", "self._unsynced = work.unsynced", "pass"),),
+        ("F2", "F1"),
+        (Change(_RECORD, "self._log_unsynced = not sync", "pass"),),
         workload="durabilities",
     ),
     Mutant(
-        "a meta that was written over without a sync is forgotten",
+        "a log record counts whatever comes before it",
         ("F1", "F2"),
         (
             Change(
-                "limpet.database:Database._finish_flush",
-                "self._overwritten_txid = min(self._overwritten_txid, overwritten.txid)",
-                "pass",
+                "limpet.log:replay",
+                "record.epoch != epoch or record.previous != previous or record.txid <= found.last_txid",
+                "False",
             ),
         ),
-        workload="durabilities",
+    ),
+    Mutant(
+        "a log record is used although its checksum fails",
+        ("F3", "F10"),
+        (Change("limpet.log:decode_record", "if page_checksum(run, checksum, seed) != stored:", "if False:"),),
+    ),
+    Mutant(
+        "a rotten log record is taken for the end of the log",
+        ("F10", "F11"),
+        (Change("limpet.log:replay", "if found.problem is None and (", "if False and ("),),
+    ),
+    Mutant(
+        "the log begins anew after opening",
+        ("F1", "F2"),
+        (Change(_ATTACH, "meta.log_size, replay.used)", "meta.log_size)"),),
+    ),
+    Mutant(
+        "a full log is written beyond its end",
+        ("F1", "F2"),
+        (Change("limpet.log:Log.has_room", "self.used + pages <= self.size", "True"),),
+    ),
+    Mutant(
+        "the copy of the newest meta is written over it",
+        ("F1", "F3"),
+        (Change(_RECORD, "self._write_meta(copy, 1 - self._slot)", "self._write_meta(copy, self._slot)"),),
+    ),
+    Mutant(
+        "a checkpoint leaves out what the log says of other tables",
+        ("F1", "F2"),
+        (
+            Change(
+                "limpet.transaction:WriteTransaction._apply_snapshot",
+                "if info.overlay is not None:",
+                "if False:",
+            ),
+        ),
+    ),
+    Mutant(
+        "the changes of a snapshot are changed in place",
+        ("F1", "F14"),
+        (Change("limpet.overlay:WorkingTree._own_overlay", "self.overlay = self.overlay.copy()", "pass"),),
+        workload="readers",
+    ),
+    Mutant(
+        "the delete of a key that only the log has is not logged",
+        ("F1", "F2"),
+        (
+            Change(
+                "limpet.overlay:WorkingTree.own_changes",
+                "if key in overlay or key in before",
+                "if key in overlay",
+            ),
+        ),
+    ),
+    Mutant(
+        "an undone flush keeps its changes for the next record",
+        ("F6",),
+        (Change("limpet.database:Database._undo_flush", "self._log.forget_after(published.txid)", "pass"),),
     ),
     Mutant(
         "a failed flush keeps the pages it took",

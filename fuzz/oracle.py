@@ -16,6 +16,7 @@ from typing import Any
 
 import limpet
 from limpet import (
+    CorruptError,
     Database,
     LimpetError,
     ReadTransaction,
@@ -399,7 +400,7 @@ def verify(
 
     states      contents that may be there, the oldest first
     must_exist  whether the file has to be there
-    accept      says whether a LimpetError at opening is right in this case
+    accept      says whether a LimpetError is right in this case
     returns     the index of the state that is there, -1 if an error was accepted
     raises      Wrong, Hang, Violation, or what the engine raised
     """
@@ -437,6 +438,8 @@ def _verify(
         else:
             raise Wrong(f"the content is none of {len(states)} allowed states: {difference(found, states[-1])}")
         compare_points(db, found)
+        if accept is not None and any(accept(CorruptError(str(error))) for error in db.check().errors):
+            return -1
         check_structure(db, disk)
         for number in range(more):
             with db.write() as transaction:
@@ -456,6 +459,10 @@ def _verify(
                 check_structure(db, disk)
             else:
                 check_image(disk.content(PATH))  # the engine's own check costs as much as all the rest
+    except LimpetError as error:
+        if accept is not None and accept(error):
+            return -1
+        raise
     finally:
         abandon(db)
     if monitor is not None and monitor.violations:

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from .codecs import describe_key
 from .errors import CorruptError
@@ -84,6 +85,18 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+class TableSource(NamedTuple):
+    """A table to be written into a new file. entries: (encoded key, whole encoded value), in key order."""
+
+    name: str
+    tree_id: int
+    value_codec: int
+    key_shape: int
+    key_codecs: bytes
+    entry_count: int
+    entries: Iterator[tuple[bytes, bytes]]
+
+
 def write_copy(
     source: Pager,
     tables: dict[str, TableInfo],
@@ -97,28 +110,46 @@ def write_copy(
     progress  called now and then with (entries written, entries in all)
     raises    CorruptError if a page of the snapshot is damaged; OSError
     """
-    header = new_header(source.page_size, source.header.checksum_kind)
+    sources = []
+    for name, info in tables.items():
+        tree = SnapshotTree(name, source, info)
+        shape, codecs = describe_key(info.key)
+        sources.append(
+            TableSource(name, info.tree_id, info.value.number, shape, codecs, tree.entry_count(), _entries(tree))
+        )
+    write_tables(
+        target, new_header(source.page_size, source.header.checksum_kind), sources, txid, next_tree_id, progress
+    )
+
+
+def write_tables(
+    target: File,
+    header: Header,
+    tables: list[TableSource],
+    txid: Txid,
+    next_tree_id: int,
+    progress: Progress | None = None,
+) -> None:
+    """Write tables into `target`, an empty file, as its first commit, and sync it.
+
+    raises    CorruptError if a table does not have as many entries as it says; OSError
+    """
     meta = replace(first_meta(), txid=txid, next_tree_id=next_tree_id)
     initialise(target, header, meta)
     builder = _Builder(Pager(target, header, 0), make_stamp(txid, 0))
-    total = sum(SnapshotTree(name, source, info).entry_count() for name, info in tables.items())
+    total = sum(table.entry_count for table in tables)
     done = 0
     catalogue: list[tuple[bytes, bytes]] = []
-    for name in sorted(tables, key=str.encode):
-        info = tables[name]
+    for table in sorted(tables, key=lambda table: table.name.encode()):
         try:
-            root, count = builder.build(
-                _entries(name, source, info), info.tree_id, partial(_report, progress, done, total)
-            )
-            expected = SnapshotTree(name, source, info).entry_count()
-            if count != expected:
-                raise CorruptError("the table has another number of entries", expected=expected, found=count)
+            root, count = builder.build(table.entries, table.tree_id, partial(_report, progress, done, total))
+            if count != table.entry_count:
+                raise CorruptError("the table has another number of entries", expected=table.entry_count, found=count)
         except CorruptError as error:
-            raise named(error, name) from None
+            raise named(error, table.name) from None
         done += count
-        shape, codecs = describe_key(info.key)
-        entry = CatalogueEntry(root, count, info.tree_id, info.value.number, shape, codecs)
-        catalogue.append((name.encode(), encode_catalogue_entry(entry)))
+        entry = CatalogueEntry(root, count, table.tree_id, table.value_codec, table.key_shape, table.key_codecs)
+        catalogue.append((table.name.encode(), encode_catalogue_entry(entry)))
     catalogue_root, _ = builder.build(iter(catalogue), CATALOGUE_TREE, partial(_report, None, done, total))
     builder.flush()
     meta = replace(meta, catalogue_root=catalogue_root, high_water=builder.next_pgno, table_count=len(tables))
@@ -144,9 +175,8 @@ def put_in_place(file_system: FileSystem, file: File, path: str, *, overwrite: b
     file_system.sync_directory(path)
 
 
-def _entries(name: str, source: Pager, info: TableInfo) -> Iterator[tuple[bytes, bytes]]:
+def _entries(tree: SnapshotTree) -> Iterator[tuple[bytes, bytes]]:
     """The entries of a table, large values loaded."""
-    tree = SnapshotTree(name, source, info)
     for keys, values in tree.scan(None, None):
         for key, value in zip(keys, values, strict=True):
             yield key, tree.load(value)

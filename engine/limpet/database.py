@@ -66,7 +66,7 @@ from .backup import (
 )
 from .check import Report, check_commit
 from .checksum import KIND_NUMBERS, default_kind
-from .codecs import describe_key, key_codec, value_codec
+from .codecs import describe_key
 from .errors import (
     BusyError,
     ClosedError,
@@ -103,7 +103,6 @@ from .format import (
     Pgno,
     Ref,
     Txid,
-    decode_catalogue_entry,
     decode_header,
     encode_catalogue_entry,
     encode_meta,
@@ -117,7 +116,7 @@ from .free_space import FreeSpace, MapBefore, Pending, load_map
 from .log import Log, Replay, decode_changes, encode_changes, encode_record, region_size
 from .overlay import Overlay, TableInfo, WorkingTree
 from .pager import Pager
-from .recovery import read_log, recover
+from .recovery import load_tables, read_log, recover
 from .transaction import ReadTransaction, Snapshot, WriteTransaction
 
 _log = logging.getLogger("limpet")
@@ -134,7 +133,7 @@ _OVERLAY_SHARE = 2
 _GROWTH_SHARE = 8  # the file grows by an eighth,
 _MIN_GROWTH = 64 << 10  # but by 64 KiB at least
 _MAX_GROWTH = 8 << 20  # and 8 MiB at most
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})  # nothing was written
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _SHORTEST_HOLE = 64 << 10  # bytes; a shorter one makes the file harder to read in a row than it is worth
 _HOLDER_SIZE = 256  # bytes of the note that says who has the file open
 
@@ -394,7 +393,8 @@ class Database:
             file.drop_cache(FIRST_NODE_PGNO * header.page_size)
         choice = recover(pager)
         if not choice.clean and not self._read_only:
-            if not file.drop_cache():  # after a sync, so what is found now is on the disk
+            file.sync_all()  # what is found after this is on the disk, the size of the file included
+            if not file.drop_cache():
                 _log.debug("%s: the system's cache of the file could not be emptied", self._path)
             pager.forget()
             choice = recover(pager)
@@ -403,7 +403,7 @@ class Database:
             raise choice.problem or CorruptError("no commit can be read")
         if not choice.clean:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
-        tables = self._load_tables(pager, meta)
+        tables = load_tables(pager, meta)
         self._header = header
         self._file = file
         self._pager = pager
@@ -421,7 +421,7 @@ class Database:
         )
         self._capacity = file.size() // header.page_size
         self._log_unsynced = False  # whether records were written that are not synced
-        self._grew = not choice.clean or self._capacity > meta.high_water  # so may a process that died
+        self._grew = self._capacity > meta.high_water  # a process that died may have added space and not synced it
         self._space: FreeSpace | None = None
         self._catalogue_root = int(meta.catalogue_root)
         self._dirty_tables: set[str] = set()
@@ -441,28 +441,6 @@ class Database:
         pager.use_map()
         if not self._read_only:
             self._write_holder()
-
-    @staticmethod
-    def _load_tables(pager: Pager, meta: Meta) -> dict[str, TableInfo]:
-        tables: dict[str, TableInfo] = {}
-        if meta.catalogue_root:
-            for keys, values in btree.scan(pager, meta.catalogue_root, CATALOGUE_TREE, None, None):
-                for key, value in zip(keys, values, strict=True):
-                    try:
-                        name = key.decode()
-                    except UnicodeDecodeError as error:
-                        raise CorruptError(f"the catalogue holds a name that is not UTF-8: {error}") from None
-                    entry = decode_catalogue_entry(value, name)
-                    tables[name] = TableInfo(
-                        entry.tree_id,
-                        entry.root,
-                        entry.entry_count,
-                        key_codec(entry.key_shape, entry.key_codecs, name),
-                        value_codec(entry.value_codec, name),
-                    )
-        if len(tables) != meta.table_count:
-            raise CorruptError("the catalogue is incomplete", expected=meta.table_count, found=len(tables))
-        return tables
 
     def _replayed(self, tables: dict[str, TableInfo], replay: Replay, meta: Meta) -> dict[str, TableInfo]:
         """The tables with the changes in the log on top."""
@@ -1208,7 +1186,7 @@ class Database:
         copy: Meta | None = None
         page = b""
         taken: list[tuple[int, bytes]] = []
-        log = self._log
+        log, pgno = self._log, 0
         try:
             with self._state:
                 if log is not self._log or not log.epoch:
@@ -1226,14 +1204,12 @@ class Database:
                 meta, other = self._meta(), self._metas[1 - self._slot]
                 if sync and (other is None or other.txid != meta.txid):
                     copy = replace(meta, clean=False)
-            if copy is not None:  # from now on no single damaged page can hide the log
-                self._write_meta(copy, 1 - self._slot)
             if page and sync and copy is None and not self._log_unsynced:
                 self._file.write_synced(pgno * page_size, page)
             elif page:
                 self._file.write(pgno * page_size, page)
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno in _DISK_FULL and taken:
+            if isinstance(error, OSError) and error.errno in _DISK_FULL and self._is_absent(pgno * page_size, page):
                 with self._state:
                     log.put_back(taken, page_size)
                 self._undo_flush(_Flush(), error)
@@ -1241,6 +1217,8 @@ class Database:
                 self._poison(error)
             raise
         try:
+            if copy is not None:  # from now on no single damaged page can hide the log
+                self._write_meta(copy, 1 - self._slot)
             if sync and (copy is not None or self._log_unsynced or not page):
                 self._file.sync()
             self._sync_count += sync
@@ -1254,6 +1232,13 @@ class Database:
         except BaseException as error:
             self._poison(error)
             raise
+
+    def _is_absent(self, offset: int, page: bytes) -> bool:
+        """Whether a record that could not be written is not in the file; a part of it is no record."""
+        try:
+            return bool(page) and self._file.read(offset, len(page)) != page
+        except OSError:
+            return False
 
     def _write_meta(self, meta: Meta, slot: int) -> None:
         self._file.write(

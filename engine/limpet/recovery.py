@@ -20,9 +20,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from . import btree
+from .codecs import key_codec, value_codec
 from .errors import CorruptError
-from .format import META_PGNOS, META_SIZE, Meta, decode_meta
+from .format import CATALOGUE_TREE, META_PGNOS, META_SIZE, Meta, decode_catalogue_entry, decode_meta
 from .log import Replay, replay
+from .overlay import TableInfo
 from .pager import Pager
 
 
@@ -135,3 +138,29 @@ def choose(found: list[Meta | CorruptError], file_size: int, page_size: int) -> 
                 f"page {META_PGNOS[1 - choice.slot]}: checkpoint {other.txid} reaches beyond the file; not used"
             )
     return choice
+
+
+def load_tables(pager: Pager, meta: Meta) -> dict[str, TableInfo]:
+    """The tables of a checkpoint, from its catalogue, without the log.
+
+    raises   CorruptError
+    """
+    tables: dict[str, TableInfo] = {}
+    if meta.catalogue_root:
+        for keys, values in btree.scan(pager, meta.catalogue_root, CATALOGUE_TREE, None, None):
+            for key, value in zip(keys, values, strict=True):
+                try:
+                    name = key.decode()
+                except UnicodeDecodeError as error:
+                    raise CorruptError(f"the catalogue holds a name that is not UTF-8: {error}") from None
+                entry = decode_catalogue_entry(value, name)
+                tables[name] = TableInfo(
+                    entry.tree_id,
+                    entry.root,
+                    entry.entry_count,
+                    key_codec(entry.key_shape, entry.key_codecs, name),
+                    value_codec(entry.value_codec, name),
+                )
+    if len(tables) != meta.table_count:
+        raise CorruptError("the catalogue is incomplete", expected=meta.table_count, found=len(tables))
+    return tables

@@ -1,4 +1,4 @@
-"""Files written by earlier code are opened for ever, and hold what they held.
+"""Files written by earlier code are upgraded for ever, and hold what they held.
 
 tests/data/v1 has files of format 1, of several page sizes and both kinds of checksum: closed
 cleanly, copied while they were open, with a newest commit that was never synced, compacted.
@@ -35,26 +35,39 @@ def test_there_are_files_of_every_shape() -> None:
     assert len(NAMES) >= 32
 
 
-def test_a_file_of_format_1_holds_what_it_held(old_file: tuple[Path, list[list[str]]]) -> None:
+def test_a_file_of_format_1_is_upgraded_and_holds_what_it_held(old_file: tuple[Path, list[list[str]]]) -> None:
     path, expected = old_file
     before = path.read_bytes()
-
-    with limpet.open(path, read_only=True) as db:
-        assert db.format_version == 1
-        assert entries(db) == expected
-        assert db.check().ok
-
+    with pytest.raises(limpet.UpgradeRequiredError, match="format 1"):
+        limpet.open(path)
     assert path.read_bytes() == before
 
+    result = limpet.upgrade(path)
 
-def test_a_file_of_format_1_can_be_changed_and_reopened(old_file: tuple[Path, list[list[str]]]) -> None:
-    path, expected = old_file
-
+    assert (result.upgraded, result.from_version, result.to_version) == (True, 1, 2)
+    assert result.entries == len(expected)
+    kept = path.with_name(path.name + ".v1.bak")
+    assert result.backup == str(kept)
+    assert kept.read_bytes() == before
+    assert sorted(each.name for each in path.parent.iterdir()) == [path.name, kept.name]
     with limpet.open(path) as db:
+        assert db.format_version == 2
+        assert entries(db) == expected
+        assert db.check().ok
         with db.write() as txn:
             txn[limpet.Table("~new")][b"key"] = b"value"
-        assert db.check().ok
-
+    after = path.read_bytes()
+    assert not limpet.upgrade(path).upgraded  # nothing is left to do
+    assert path.read_bytes() == after
+    assert kept.read_bytes() == before
     with limpet.open(path) as db:
         assert entries(db) == [*expected, ["~new", b"key".hex(), b"value".hex()]]
         assert db.check().ok
+
+
+def test_the_header_keeps_page_size_and_checksums(old_file: tuple[Path, list[list[str]]]) -> None:
+    path, _ = old_file
+    before = path.read_bytes()[12:20]
+    limpet.upgrade(path, backup=False)
+    assert path.read_bytes()[12:20] == before
+    assert not path.with_name(path.name + ".v1.bak").exists()

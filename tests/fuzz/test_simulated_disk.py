@@ -166,7 +166,7 @@ def test_the_layout_sees_the_commits_and_their_pages(disk: SimDisk) -> None:
     layout = layout_of(image)
     assert layout is not None
     older, newest = layout.commits(image)
-    assert (older.txid, newest.txid) == (5, 5)
+    assert (older.txid, newest.txid) == (2, 6)  # the table was made by the first, the log folded on closing
     assert newest.clean
     assert layout.problems(image, newest) == []
     pages = layout.pages(image, newest)
@@ -191,6 +191,19 @@ def test_a_write_over_a_page_in_use_is_a_violation(disk: SimDisk) -> None:
     with pytest.raises(Violation, match="M2"):
         file.write(512, bytes(96))
     assert len(monitor.violations) == 4
+
+
+def test_a_write_into_the_log_that_does_not_continue_it_is_a_violation(disk: SimDisk) -> None:
+    Monitor(disk)
+    layout = layout_of(disk.content(PATH))
+    assert layout is not None
+    region, records = layout.log(disk.content(PATH), layout.commits(disk.content(PATH))[-1])
+    assert records == []
+    file = disk.file_system().open(PATH, writable=True)
+    with pytest.raises(Violation, match=r"M10: .*goes on at page"):
+        file.write((region.start + 1) * 512, bytes(512))
+    with pytest.raises(Violation, match=r"M10: .*not a record"):
+        file.write(region.start * 512, bytes(512))
 
 
 def test_a_write_after_a_failed_sync_is_a_violation(disk: SimDisk) -> None:

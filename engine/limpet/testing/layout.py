@@ -8,7 +8,7 @@ metas, but neither nodes nor pager nor log nor recovery, so that a mistake there
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
 from ..checksum import checksum_function
@@ -73,8 +73,8 @@ class Layout(Protocol):
         """The checkpoints whose metas are valid, oldest first."""
         ...
 
-    def log(self, image: Image, commit: CommitRecord) -> tuple[range, int]:
-        """The pages of the log on top of a checkpoint, and the one behind its last record."""
+    def log(self, image: Image, commit: CommitRecord) -> tuple[range, list[range]]:
+        """The pages of the log on top of a checkpoint, and those of each of its records, in order."""
         ...
 
     def slot_of(self, offset: int, size: int) -> int | None:
@@ -126,10 +126,11 @@ class FormatTwo:
             return None
         return CommitRecord(meta.txid, slot, meta.clean, meta.high_water * self.page_size, meta)
 
-    def log(self, image: Image, commit: CommitRecord) -> tuple[range, int]:
+    def log(self, image: Image, commit: CommitRecord) -> tuple[range, list[range]]:
         meta = commit.raw
         region = range(meta.log_start, meta.log_start + meta.log_size)
-        return region, meta.log_start + sum(pages for pages, _ in self._records(image, meta))
+        ends = list(accumulate((pages for pages, _ in self._records(image, meta)), initial=meta.log_start))
+        return region, [range(start, stop) for start, stop in pairwise(ends)]
 
     def _records(self, image: Image, meta: Meta) -> list[tuple[int, list[tuple[int, bytes, bytes | None]]]]:
         """(pages, changes as (tree, key, value)) of each record that continues the one before."""

@@ -205,7 +205,8 @@ class Monitor:
         if not commits:
             return False
         newest = commits[-1]
-        region, end = layout.log(inode.cache, newest)
+        region, records = layout.log(inode.cache, newest)
+        end = records[-1].stop if records else region.start
         for older in (*commits, *layout.commits(inode.on_disk())):
             other, _ = layout.log(inode.cache, older)
             if other != region and set(other) & set(pages):
@@ -216,7 +217,8 @@ class Monitor:
             self._broken("M10", call, f"pages {list(pages)}, and the log {region} goes on at page {end}")
         image = bytearray(inode.cache)
         image[call.offset : call.offset + call.size] = call.data
-        if layout.log(image, newest)[1] != pages.stop:
+        after = layout.log(image, newest)[1]
+        if not after or after[-1] != pages:
             self._broken("M10", call, "not a record that continues the log")
         if not any(_twins(newest, other) for other in layout.commits(inode.on_disk())):
             self._broken("M10", call, f"the meta of checkpoint {newest.txid} is not durable")
