@@ -19,6 +19,7 @@ from . import (
     f14_readers,
     f15_locks,
     f16_interrupts,
+    f17_upgrade,
     s01_store,
 )
 from .harness import FaultClass
@@ -44,5 +45,6 @@ def fault_classes() -> list[FaultClass]:
         f14_readers.CLASS,
         f15_locks.CLASS,
         f16_interrupts.CLASS,
+        f17_upgrade.CLASS,
         s01_store.CLASS,
     ]

@@ -7,6 +7,8 @@ The walk goes from the meta down, in key order, and never trusts what it reads:
     each table's tree         every page against its own checksum and its parent's reference, the
                               fields of its header, the order of its keys, the separators above it,
                               its overflow runs; every key and value against the codecs
+    the log                   whether it breaks off where it should not; its pages; every key and
+                              value in it against the codecs
     the commit before         only what the newest does not share; what is wrong there is a warning
     what is left              neither reached nor free: leaked; bytes behind the end: junk
 
@@ -23,7 +25,7 @@ memory has to be BYTES to be verified.
 Kinds of findings, for programs:
 
     errors     size checksum stale truncated io reference misplaced tree level kind txid structure
-               order separator entry overflow codec catalogue count lost map free double
+               order separator entry overflow codec catalogue count lost map free double log
                and from the inspector: header meta
     warnings   leak unreached padding junk meta changed, and those above for the commit before
 """
@@ -70,7 +72,7 @@ from .format import (
     ref_pgno,
 )
 from .free_space import check_map_page
-from .log import Replay
+from .log import Group, Replay, decode_changes
 from .node import Branch, Overflow, decode_node
 from .pager import Pager
 
@@ -159,8 +161,11 @@ class Report:
 
     errors         damage: something cannot be read, or will be overwritten
     warnings       everything can be read, but something is not as it should be
-    txid           the commit that was verified; older_txid: the one before, None if there is none
-    older_ok       whether nothing is wrong with the commit before; None if there is none
+    txid           the commit that was verified, what the log says included
+    checkpoint_txid  the one below the log, as the newest meta names it
+    older_txid     the checkpoint before that, None if there is none
+    older_ok       whether nothing is wrong with the checkpoint before; None if there is none
+    record_count   log records on top of the checkpoint
     page_count     pages of the file that the commit knows; of these,
     reached_count    are in use,
     free_count       are free, pending ones included,
@@ -172,8 +177,10 @@ class Report:
     errors: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     txid: int | None = None
+    checkpoint_txid: int | None = None
     older_txid: int | None = None
     older_ok: bool | None = None
+    record_count: int = 0
     page_count: int = 0
     reached_count: int = 0
     free_count: int = 0
@@ -188,12 +195,21 @@ class Report:
 
     def as_dict(self) -> dict[str, object]:
         """The same for JSON."""
-        counts = ("page_count", "reached_count", "free_count", "pending_count", "leaked_count", "unreached_count")
+        counts = (
+            "record_count",
+            "page_count",
+            "reached_count",
+            "free_count",
+            "pending_count",
+            "leaked_count",
+            "unreached_count",
+        )
         return {
             "ok": self.ok,
             "errors": [finding.as_dict() for finding in self.errors],
             "warnings": [finding.as_dict() for finding in self.warnings],
             "txid": self.txid,
+            "checkpoint_txid": self.checkpoint_txid,
             "older_txid": self.older_txid,
             "older_ok": self.older_ok,
             **{name: getattr(self, name) for name in counts},
@@ -204,20 +220,21 @@ def check_commit(
     pager: Pager,
     newest: Meta,
     older: Meta | None,
-    log: Replay,
     progress: Progress | None = None,
     *,
+    log: Replay | None = None,
     quick: bool = False,
 ) -> Report:
     """Verify everything that a commit consists of, and what the commit before it does not share.
 
     older     the commit of the other meta, where that is valid and another
+    log       what the log holds on top of the newest; None: it is not looked at
     progress  called now and then with (pages looked at, pages in all)
     quick     leave out decoding: checksums and structure only
     returns   the report. Damage is in it, never raised; ClosedError passes through
     cost      reads all pages in use once
     """
-    checker = Checker(pager, newest, older, log, progress, quick=quick)
+    checker = Checker(pager, newest, older, progress, log=log, quick=quick)
     checker.run()
     return checker.report
 
@@ -282,13 +299,13 @@ class Checker:
         pager: Pager,
         newest: Meta,
         older: Meta | None,
-        log: Replay,
         progress: Progress | None = None,
         *,
+        log: Replay | None = None,
         quick: bool = False,
     ) -> None:
         self._pager = pager
-        self._log = log
+        self._log = Replay([], newest.txid, newest.txid) if log is None else log
         self._page_size = pager.page_size
         self._newest = newest
         self._older = older
@@ -305,7 +322,12 @@ class Checker:
         self._end = max(newest.high_water, older.high_water if older is not None else 0)
         self._total = min(self._end, -(-pager.file.size() // pager.page_size))  # what a meta claims has no bound
         self.marks = bytearray(self._total)
-        self.report = Report(txid=newest.txid, page_count=newest.high_water)
+        self.report = Report(
+            txid=max(newest.txid, self._log.last_txid),
+            checkpoint_txid=newest.txid,
+            record_count=len(self._log.records),
+            page_count=newest.high_water,
+        )
         self.table_names: dict[int, str] = {}  # tree id -> table
 
     def run(self) -> None:
@@ -315,6 +337,7 @@ class Checker:
         tables = self._walk(self._newest)
         for entry in tables:
             self.table_names.setdefault(entry[1].tree_id, entry[0])
+        self._check_log({entry.tree_id: (name, entry) for name, entry in tables})
         if self._older is not None:
             self._is_older, self._meta = True, self._older
             known = len(report.warnings) + self._dropped[1]
@@ -326,9 +349,9 @@ class Checker:
         self._check_leaks()
         self._check_tail()
         marks = self.marks[: self._newest.high_water]
-        report.reached_count = _count(marks, lambda mark: bool(mark & REACHED))
-        report.free_count = _count(marks, lambda mark: bool(mark & FREE))
-        report.pending_count = _count(marks, lambda mark: bool(mark & FREE and mark & OLDER))
+        report.reached_count = marks.translate(_IS_REACHED).count(1)
+        report.free_count = marks.translate(_IS_FREE).count(1)
+        report.pending_count = marks.translate(_IS_PENDING).count(1)
         for findings, dropped in zip((report.errors, report.warnings), self._dropped, strict=True):
             if dropped:
                 findings.append(Finding("more", f"and {dropped} more that are not listed"))
@@ -860,8 +883,51 @@ class Checker:
             )
 
     def _claim_log(self, meta: Meta) -> None:
+        """The pages of the log are in use, whatever is in them; both commits have it in the same place, usually."""
         if meta.log_size and not (self._is_older and meta.log_start == self._newest.log_start):
             self._claim(_Place(self._log_tree, meta.log_start, (meta.log_start,)), 0, meta.log_size)
+
+    def _check_log(self, tables: dict[int, tuple[str, CatalogueEntry]]) -> None:
+        """Verify what the log says on top of the newest checkpoint."""
+        problem = self._log.problem
+        if problem is not None:
+            self._add(Finding("log", problem.message, problem.pgno, problem.offset))
+        limit = max_key_size(self._page_size)
+        for record in self._log.records:
+            pgno = self._newest.log_start + record.at
+
+            def find(message: str, table: str | None = None, pgno: int = pgno) -> None:
+                self._add(Finding("log", message, pgno, pgno * self._page_size, table))
+                if pgno < len(self.marks):
+                    self.marks[pgno] |= BAD
+
+            try:
+                groups = list(decode_changes(record.changes, pgno))
+            except CorruptError as error:
+                find(error.message)
+                continue
+            for group in groups:
+                if group.tree_id not in tables:
+                    if self.is_complete:
+                        find(f"the record changes tree {group.tree_id}, which no table has")
+                    continue
+                name, entry = tables[group.tree_id]
+                if any(len(key) > limit for key, _ in group.changes):
+                    find("a key in the record is too large", name)
+                if not self._quick:
+                    self._check_changes(name, entry, group, find)
+
+    @staticmethod
+    def _check_changes(name: str, entry: CatalogueEntry, group: Group, find: Callable[[str, str | None], None]) -> None:
+        try:
+            codecs = recorded_codecs(entry, name)
+        except LimpetError:
+            return  # told where the catalogue was verified
+        for key, value in group.changes:
+            wrong = _wrong_key(codecs, key) or (None if value is None else _wrong_value(codecs, value))
+            if wrong is not None:
+                find(f"an entry in the record cannot be decoded: {wrong}", name)
+                return
 
     def _mark_free(self, place: _Place, bitmap: bytes, start: int, high_water: int, mark: int) -> int:
         """Mark what a bitmap says is free; returns how many pages."""
@@ -918,9 +984,7 @@ class Checker:
         marks = self.marks[FIRST_NODE_PGNO : self._newest.high_water]
         runs = [
             (found.start() + FIRST_NODE_PGNO, found.end() - found.start())
-            for found in re.finditer(
-                rb"\x01+", marks.translate(_table(lambda mark: not mark & (REACHED | FREE | UNKNOWN)))
-            )
+            for found in re.finditer(rb"\x01+", marks.translate(_IS_LEAKED))
         ]
         count = sum(count for _, count in runs)
         if self.is_complete:
@@ -996,8 +1060,11 @@ def _table(test: Callable[[int], bool]) -> bytes:
     return bytes(test(mark) for mark in range(256))
 
 
-def _count(marks: bytearray, test: Callable[[int], bool]) -> int:
-    return marks.translate(_table(test)).count(1)
+# mark -> 1 or 0, for bytearray.translate
+_IS_REACHED = _table(lambda mark: bool(mark & REACHED))
+_IS_FREE = _table(lambda mark: bool(mark & FREE))
+_IS_PENDING = _table(lambda mark: bool(mark & FREE and mark & OLDER))
+_IS_LEAKED = _table(lambda mark: not mark & (REACHED | FREE | UNKNOWN))
 
 
 # -- codecs --------------------------------------------------------------------------------------

@@ -618,7 +618,7 @@ class Database:
             token = object()
             self._pins[id(token)] = older.txid
         try:
-            return check_commit(pager, newest, older if older.txid != newest.txid else None, log, progress)
+            return check_commit(pager, newest, older if older.txid != newest.txid else None, progress, log=log)
         finally:
             del self._pins[id(token)]
 
@@ -1344,7 +1344,7 @@ class Database:
     def _place_log(self, work: _Flush, space: FreeSpace) -> int:
         """Where the log of the new epoch is: a larger file gets a larger one."""
         assert work.log is not None
-        if work.log.start:
+        if work.log.start or not work.log.size:
             return work.log.start
         before = self._meta()
         run = space.allocate_run(work.log.size)

@@ -1,4 +1,4 @@
-/* The fixed records of file format 1, for programs in C. What the fields mean is in FORMAT.md.
+/* The fixed records of file format 2, for programs in C. What the fields mean is in FORMAT.md.
  *
  * All integers are little-endian: on a big-endian machine swap them after reading. A reference is
  * the page number in its low and the checksum in its high 32 bits; a stamp the txid in its low 48
@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define LIMPET_FORMAT_VERSION 1
+#define LIMPET_FORMAT_VERSION 2
 #define LIMPET_MIN_PAGE_SIZE 512
 #define LIMPET_MAX_PAGE_SIZE 65536
 #define LIMPET_MAX_LEVEL 40
@@ -27,6 +27,7 @@
 #define LIMPET_BRANCH 2
 #define LIMPET_OVERFLOW 3
 #define LIMPET_FREE_SPACE 4
+#define LIMPET_LOG 5
 
 #define LIMPET_CATALOGUE_TREE 0
 #define LIMPET_FREE_SPACE_TREE 1
@@ -50,7 +51,6 @@ struct limpet_meta {
     uint32_t checksum;
     uint32_t flags;
     uint64_t stamp;
-    uint64_t durable_txid;
     uint64_t catalogue_root;
     uint64_t free_space_root;
     uint64_t high_water;
@@ -58,6 +58,8 @@ struct limpet_meta {
     uint32_t table_count;
     uint32_t next_tree_id;
     uint64_t commit_us;
+    uint32_t log_start;
+    uint32_t log_size;
     uint32_t slot;
     uint8_t zero[20];
 };
@@ -70,6 +72,24 @@ struct limpet_page {
     uint32_t pgno;
     uint32_t tree_id;
     uint64_t stamp;
+};
+
+struct limpet_log_record { /* behind the page header; groups follow */
+    uint64_t epoch;
+    uint64_t durable_txid;
+    uint64_t commit_us;
+    uint32_t previous;
+    uint32_t size;
+};
+
+struct limpet_log_group { /* changes follow */
+    uint32_t tree_id;
+    uint32_t change_count;
+};
+
+struct limpet_log_change { /* key and value follow */
+    uint16_t key_size;
+    uint32_t value_size; /* 0xffffffff: deleted */
 };
 
 struct limpet_overflow_record {

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from . import btree
 from .check import (
     BAD,
     FREE,
@@ -67,6 +68,10 @@ from .format import (
     LEAF,
     LEAF_ARRAYS_AT,
     LEAF_OVERFLOW_COUNT,
+    LOG,
+    LOG_CHANGES_AT,
+    LOG_RECORD,
+    LOG_RECORD_FIELDS,
     MAGIC,
     META,
     META_FIELDS,
@@ -80,6 +85,7 @@ from .format import (
     CatalogueEntry,
     Header,
     Meta,
+    PageHeader,
     Pgno,
     Ref,
     decode_catalogue_entry,
@@ -93,6 +99,7 @@ from .format import (
     stamp_txid,
     valid_page_size,
 )
+from .log import Record, decode_changes, decode_record
 from .node import Branch, Overflow, decode_node
 from .pager import Pager
 from .recovery import Choice, read_metas, recover
@@ -130,10 +137,10 @@ def inspect(path: str | os.PathLike[str], *, page_size: int | None = None) -> In
 class MetaInfo:
     """One of the two metas.
 
-    meta     the commit it names, or None
+    meta     the checkpoint it names, or None
     problem  why it cannot be used
     empty    whether it was never written, as in a new file
-    chosen   whether the database would open this commit
+    chosen   whether the database would begin with this one
     """
 
     pgno: int
@@ -162,6 +169,8 @@ class MetaInfo:
                 "free_count": meta.free_count,
                 "table_count": meta.table_count,
                 "next_tree_id": meta.next_tree_id,
+                "log_start": meta.log_start or None,
+                "log_size": meta.log_size,
                 "committed": when(meta.commit_us),
             }
         return found
@@ -176,6 +185,9 @@ class Info:
     commit_problem  why the database cannot be opened, header aside
     notes        what had to be guessed, and from what
     reasons      which commit is chosen, and why
+    txid         the newest commit, what the log says included
+    record_count  log records on top of the chosen checkpoint; log_used: bytes they take, of log_size
+    committed    when the newest commit was made
     closed_cleanly  else it is in use, or its process was killed
     holder       what the process that opened it last for writing wrote about itself; advisory
     live_size    pages in use by the chosen commit, and the head of the file
@@ -194,6 +206,11 @@ class Info:
     header: Header | None
     metas: list[MetaInfo]
     meta: Meta | None
+    txid: int | None
+    record_count: int
+    log_size: int
+    log_used: int
+    committed: str | None
     closed_cleanly: bool
     holder: dict[str, Any] | None
     live_size: int
@@ -224,7 +241,12 @@ class Info:
                 "created": when(header.created_us),
             },
             "metas": [meta.as_dict() for meta in self.metas],
-            "txid": None if self.meta is None else self.meta.txid,
+            "txid": self.txid,
+            "checkpoint_txid": None if self.meta is None else self.meta.txid,
+            "record_count": self.record_count,
+            "log_size": self.log_size,
+            "log_used": self.log_used,
+            "committed": self.committed,
             "high_water": None if self.meta is None else self.meta.high_water,
             "closed_cleanly": self.closed_cleanly,
             "holder": self.holder,
@@ -236,7 +258,7 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class TableSummary:
-    """One table, as the catalogue records it. problem: why its entries cannot be decoded."""
+    """One table. entry_count: with what the log says; problem: why its entries cannot be decoded."""
 
     name: str
     key: str
@@ -258,16 +280,17 @@ class TableSummary:
 class PageInfo:
     """One page.
 
-    kind     header, meta, holder, leaf, branch, overflow, free-space; None where it is none of these
+    kind     header, meta, holder, leaf, branch, overflow, free-space, log; None where it is none of these
     state    head      pages 0 to 3
              reached   in use by the newest commit
+             idle      a place in the log that nothing of the newest commit is in
              free      may be written over
              pending   free, and needed by the commit before
              leaked    neither in use nor free
              damaged   what was read is wrong; `problem` says what
              spare     behind the last page that was ever used
              unknown   nothing to tell by: there is no commit, or what might lead to the page is damaged
-    entries  leaf: entries; branch: children; free-space: free pages, or children
+    entries  leaf: entries; branch: children; free-space: free pages, or children; log: changes
     fill     share of the page that holds something, 0 to 1
     """
 
@@ -293,7 +316,8 @@ class DecodedPage:
     """A page, decoded as far as it goes.
 
     fields   the fields of its header, by name
-    entries  leaf: keys and values; branch: separators and children; free-space: the free ranges, or children
+    entries  leaf: keys and values; branch: separators and children; free-space: the free ranges, or children;
+             log: the changes
     problem  what is wrong with it
     data     its bytes
     """
@@ -317,6 +341,7 @@ class DecodedPage:
 class Step:
     """One page on the way from a meta to an entry.
 
+    kind     meta, branch, leaf, overflow; log: the record with the newest value, or the newest delete
     tree     catalogue, or the table's name in quotes; meta at the first step
     index    of the child or entry that is taken; None if the key is not there
     keys     what belongs below the page
@@ -363,6 +388,7 @@ class Inspection:
         self._notes: list[str] = []
         self._pager: Pager | None = None
         self._choice: Choice | None = None
+        self._changes: dict[int, dict[bytes, tuple[bytes | None, int]]] = {}  # tree -> key -> (value, page of record)
         self._is_ours = True
         self._is_verifiable = True  # whether checksums can be computed
         self._tables: dict[int, TableSummary] | None = None
@@ -421,8 +447,25 @@ class Inspection:
             self._choice = recover(pager)
             if any(isinstance(meta, CorruptError) for meta in self._choice.found):
                 self._choice = recover(pager)  # it may have been in the middle of being written
+            self._changes = self._logged()
             if self._choice.problem is None or not self._has_moved():
                 return
+
+    def _logged(self) -> dict[int, dict[bytes, tuple[bytes | None, int]]]:
+        """The newest change in the log of each key; a record that does not decode is left out."""
+        changes: dict[int, dict[bytes, tuple[bytes | None, int]]] = {}
+        choice = self._choice
+        if choice is None or choice.meta is None or choice.log is None:
+            return changes
+        for record in choice.log.records:
+            pgno = choice.meta.log_start + record.at
+            try:
+                for group in decode_changes(record.changes, pgno):
+                    found = changes.setdefault(group.tree_id, {})
+                    found.update((key, (value, pgno)) for key, value in group.changes)
+            except CorruptError:
+                continue
+        return changes
 
     def _has_moved(self, *, older: bool = False) -> bool:
         """Whether the chosen commit, or the older one too, may have been written over since."""
@@ -489,8 +532,10 @@ class Inspection:
     @property
     def txid(self) -> int | None:
         """The commit that is shown; None if there is none."""
-        meta = None if self._choice is None else self._choice.meta
-        return None if meta is None else meta.txid
+        choice = self._choice
+        if choice is None or choice.meta is None:
+            return None
+        return choice.meta.txid if choice.log is None else choice.log.last_txid
 
     @property
     def page_count(self) -> int:
@@ -509,6 +554,8 @@ class Inspection:
             free = meta.free_count * page_size
             spare = max(0, file_size - meta.high_water * page_size)
         problem = None if choice is None or choice.problem is None else str(choice.problem)
+        records = [] if choice is None or choice.log is None else choice.log.records
+        committed = None if meta is None else when(records[-1].commit_us if records else meta.commit_us)
         return Info(
             filename=self.filename,
             is_ours=self._is_ours,
@@ -521,6 +568,11 @@ class Inspection:
             header=self._header,
             metas=self._meta_infos(),
             meta=meta,
+            txid=self.txid,
+            record_count=len(records),
+            log_size=0 if meta is None else meta.log_size * (page_size or 0),
+            log_used=sum(record.pages for record in records) * (page_size or 0),
+            committed=committed,
             closed_cleanly=choice is not None and (choice.clean or _is_untouched(choice)),
             holder=self._holder(),
             live_size=live,
@@ -630,7 +682,7 @@ class Inspection:
             assert log is not None
             if older is not None and older.txid == meta.txid:
                 older = None
-            checker = Checker(self._pager, meta, older, log, progress, quick=quick)
+            checker = Checker(self._pager, meta, older, progress, log=log, quick=quick)
             checker.run()
             report = checker.report
             if (report.ok and not report.warnings) or not self._has_moved(older=True):
@@ -676,6 +728,7 @@ class Inspection:
         if checker is not None:
             names = {**checker.table_names, **names}
         page_size = pager.page_size
+        log, records = self._log_places()
         run: PageInfo | None = None
         for pgno in range(self.page_count):
             page = self._read(pgno, page_size)
@@ -683,6 +736,9 @@ class Inspection:
                 yield self._head_info(pgno)
                 continue
             mark = marks[pgno] if pgno < len(marks) else 0
+            if pgno in log:
+                yield self._log_info(pgno, records, problems.get(pgno))
+                continue
             if mark & TAIL and run is not None:
                 state = _state(mark, pgno, high_water, is_complete=True)
                 problem = problems.get(pgno)
@@ -691,6 +747,31 @@ class Inspection:
             info = self._page_info(pgno, page, mark, high_water, names, problems.get(pgno), checker)
             run = info if info.kind == "overflow" else None
             yield info
+
+    def _log_places(self) -> tuple[range, dict[int, Record]]:
+        """The pages of the log, and page -> the record that is there."""
+        choice = self._choice
+        if choice is None or choice.meta is None or choice.log is None:
+            return range(0), {}
+        start = choice.meta.log_start
+        records = {start + record.at + at: record for record in choice.log.records for at in range(record.pages)}
+        return range(start, start + choice.meta.log_size), records
+
+    def _log_info(self, pgno: int, records: dict[int, Record], problem: str | None) -> PageInfo:
+        record = records.get(pgno)
+        if record is None:
+            return PageInfo(pgno, "log", "damaged" if problem else "idle", problem=problem)
+        assert self._choice is not None
+        assert self._choice.meta is not None
+        count = fill = None
+        if pgno == self._choice.meta.log_start + record.at:
+            try:
+                count = sum(len(group.changes) for group in decode_changes(record.changes, pgno))
+            except CorruptError as error:
+                problem = problem or error.message
+            fill = (LOG_CHANGES_AT + len(record.changes)) / (record.pages * self._page_size())
+        state = "damaged" if problem else "reached"
+        return PageInfo(pgno, "log", state, entries=count, fill=fill, txid=record.txid, problem=problem)
 
     def _head_info(self, pgno: int) -> PageInfo:
         problem = None
@@ -746,10 +827,7 @@ class Inspection:
         )
 
     def _table_names(self) -> dict[int, str]:
-        try:
-            return {table.tree_id: table.name for table in self.tables(on_damage=lambda _: None)}
-        except (CorruptError, FormatError, BusyError):
-            return {}
+        return {table.tree_id: table.name for table in self._tables_by_id().values()}
 
     # -- one page --------------------------------------------------------------------------------
 
@@ -828,6 +906,8 @@ class Inspection:
         problem = None
         if not any(data):
             return DecodedPage(pgno, offset, None, None, None, {}, [], data)
+        if header.kind == LOG and header.pgno == pgno:
+            return self._decoded_record(pgno, header, fields, data)
         if kind is None:
             problem = "not a page; perhaps a later one of an overflow run that is damaged or gone"
         elif header.pgno != pgno:
@@ -855,6 +935,50 @@ class Inspection:
             except CorruptError as error:
                 entries, problem = [], problem or error.message
         return DecodedPage(pgno, offset, kind, table, problem, fields, entries, data)
+
+    def _decoded_record(self, pgno: int, header: PageHeader, fields: dict[str, Any], data: bytes) -> DecodedPage:
+        pager = self._pager
+        assert pager is not None
+        size = pager.page_size
+        run = self._read(pgno, max(1, header.count) * size)
+        record = decode_record(run, 0, pgno, size, pager.checksum, pager.seed) if self._is_verifiable else None
+        names = dict(
+            zip((name for name, _ in LOG_RECORD_FIELDS), LOG_RECORD.unpack_from(data, PAGE_HEADER_SIZE), strict=True)
+        )
+        fields |= {**names, "committed": when(names["commit_us"])}
+        fields["epoch"] = stamp_txid(fields.pop("epoch"))
+        del fields["commit_us"]
+        entries: list[dict[str, Any]] = []
+        problem = None if record is not None else "the checksum does not match, or cannot be verified"
+        changes = run[LOG_CHANGES_AT : LOG_CHANGES_AT + names["size"]] if record is None else record.changes
+        tables = {} if self._choice is None or self._choice.meta is None else self._tables_by_id()
+        try:
+            for group in decode_changes(changes, pgno):
+                table = tables.get(group.tree_id)
+                for key, value in group.changes:
+                    entry = _decoded_entry(
+                        None if table is None else table.codecs, key, b"" if value is None else value
+                    )
+                    if value is None:
+                        entry = {name: shown for name, shown in entry.items() if not name.startswith("value")}
+                    entries.append(
+                        {
+                            "index": len(entries),
+                            "table": None if table is None else table.name,
+                            "tree_id": group.tree_id,
+                            "change": "delete" if value is None else "put",
+                            **entry,
+                        }
+                    )
+        except CorruptError as error:
+            problem = problem or error.message
+        return DecodedPage(pgno, pgno * size, "log", None, problem, fields, entries, data)
+
+    def _tables_by_id(self) -> dict[int, TableSummary]:
+        try:
+            return {table.tree_id: table for table in self.tables(on_damage=lambda _: None)}
+        except (CorruptError, FormatError, BusyError):
+            return {}
 
     def _run_around(self, pgno: int) -> DecodedPage | None:
         """The first page of the overflow run that a page belongs to, if it does."""
@@ -947,8 +1071,20 @@ class Inspection:
                         raise
                     on_damage(error)
                     continue
-                tables.append(_summary(name, entry))
+                tables.append(_summary(name, entry, self._added(entry)))
         return tables
+
+    def _added(self, entry: CatalogueEntry) -> int:
+        """How many entries the log adds to a table; where its tree cannot be read, a change counts as none."""
+        assert self._pager is not None
+        added = 0
+        for key, (value, _) in self._changes.get(entry.tree_id, {}).items():
+            try:
+                below = btree.get(self._pager, entry.root, entry.tree_id, key) is not None
+            except CorruptError:
+                continue
+            added += (value is not None) - below
+        return added
 
     def table(self, name: str) -> TableSummary:
         """One table. NoSuchTableError if there is none of that name."""
@@ -1000,9 +1136,8 @@ class Inspection:
 
     def _items(self, table: TableSummary, on_damage: OnDamage | None) -> Iterator[tuple[Any, Any]]:
         codecs = _codecs_of(table)
-        if not table.entry.root:
-            return
-        for key, stored in self._scan(table.entry.root, table.tree_id, on_damage, table.name):
+        below = self._scan(table.entry.root, table.tree_id, on_damage, table.name) if table.entry.root else iter(())
+        for key, stored in _merged(below, self._changes.get(table.tree_id, {})):
             try:
                 pair = codecs.decode_key(key), codecs.decode_value(stored)
             except CorruptError as error:
@@ -1014,7 +1149,7 @@ class Inspection:
             yield pair
 
     def path(self, table: str, key: Any) -> list[Step]:
-        """The pages on which an entry depends: meta, catalogue, the table's tree from the root, overflow run.
+        """The pages on which an entry depends: meta, catalogue, the table's tree from its root, overflow run or log.
 
         returns  the steps; the last one has a `problem` where the way is cut off, and an `index` of None
                  where the key is not in the table
@@ -1033,6 +1168,11 @@ class Inspection:
         encoded = codecs.encode_key(key)
         tree = repr(table)
         stored, cut = self._descend(steps, summary.entry.root, summary.tree_id, tree, encoded, codecs)
+        logged = self._changes.get(summary.tree_id, {}).get(encoded)
+        if logged is not None:
+            what = "deletes the key" if logged[0] is None else "has the newest value"
+            steps.append(Step(logged[1], "log", tree, index=None if logged[0] is None else 0, keys=what))
+            return steps
         if not cut and type(stored) is Overflow:
             problem = None
             try:
@@ -1073,6 +1213,9 @@ class Inspection:
         return self._pager.overflow_value(stored, tree_id) if type(stored) is Overflow else stored
 
     def _find(self, table: TableSummary, key: bytes) -> bytes | None:
+        logged = self._changes.get(table.tree_id, {}).get(key)
+        if logged is not None:
+            return logged[0]
         steps: list[Step] = []
         stored, cut = self._descend(steps, table.entry.root, table.tree_id, repr(table.name), key, table.codecs)
         if cut is not None:
@@ -1158,6 +1301,24 @@ class Inspection:
                 yield key, value
 
         return walk(root, None)
+
+
+def _merged(
+    below: Iterator[tuple[bytes, bytes]], changes: dict[bytes, tuple[bytes | None, int]]
+) -> Iterator[tuple[bytes, bytes]]:
+    """Entries in key order with changes on top."""
+    above = [(key, changes[key][0]) for key in sorted(changes)]
+    at = 0
+    for key, value in below:
+        while at < len(above) and above[at][0] < key:
+            changed, new = above[at]
+            at += 1
+            if new is not None:
+                yield changed, new
+        if at < len(above) and above[at][0] == key:
+            continue  # comes in its turn
+        yield key, value
+    yield from ((key, new) for key, new in above[at:] if new is not None)
 
 
 # -- without a header ----------------------------------------------------------------------------
@@ -1347,7 +1508,7 @@ def _decoded_entry(codecs: RecordedCodecs | None, key: bytes, value: bytes) -> d
 # -- values --------------------------------------------------------------------------------------
 
 
-def _summary(name: str, entry: CatalogueEntry) -> TableSummary:
+def _summary(name: str, entry: CatalogueEntry, added: int = 0) -> TableSummary:
     codecs: RecordedCodecs | None = None
     problem = None
     key = value = "?"
@@ -1357,7 +1518,7 @@ def _summary(name: str, entry: CatalogueEntry) -> TableSummary:
     except CorruptError as error:
         problem = str(error)
     root = int(ref_pgno(entry.root)) or None
-    return TableSummary(name, key, value, entry.entry_count, entry.tree_id, root, problem, entry, codecs)
+    return TableSummary(name, key, value, entry.entry_count + added, entry.tree_id, root, problem, entry, codecs)
 
 
 def _codecs_of(table: TableSummary) -> RecordedCodecs:

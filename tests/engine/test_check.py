@@ -4,13 +4,14 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import limpet
 from limpet import check as check_module
+from limpet import log
 from limpet.check import Checker, Report, check_commit
 from limpet.checksum import checksum_function
 from limpet.file import MemoryFile
@@ -39,6 +40,15 @@ EVENTS = limpet.Table("events", key=(limpet.STR, limpet.INT), value=limpet.BYTES
 TEXTS = limpet.Table("texts", key=limpet.INT, value=limpet.STR)
 FLOATS = limpet.Table("floats", key=limpet.FLOAT, value=limpet.BOOL)
 BIG = 3 * PAGE_SIZE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_log() -> Iterator[None]:
+    """Every commit is a checkpoint, so that metas and trees say everything. What the log says has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "_MIN_PAGES", 0)
+        patch.setattr(log, "_MAX_PAGES", 0)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from limpet.errors import CorruptError, FormatError, UpgradeRequiredError
 from limpet.format import Header, Meta, Pgno, Ref, Txid
 
 HEADER = Header(4096, 1, bytes(range(16)), 1_700_000_000_000_000)
-META = Meta(Txid(7), 9, Txid(7), Ref(11), Ref(12), 100, 5, 3, 8, 1_700_000_000_000_001)
+META = Meta(Txid(7), 9, Ref(11), Ref(12), 100, 5, 3, 8, 1_700_000_000_000_001, 20, 32)
 SEED = 77
 
 
@@ -58,14 +58,14 @@ def test_every_length_of_a_header_that_is_too_short_is_a_format_error() -> None:
 
 
 def test_an_older_version_is_an_upgrade_required_error_and_a_newer_one_is_not() -> None:
-    older = format.encode_header(Header(4096, 1, bytes(16), 0, format_version=0))
-    newer = format.encode_header(Header(4096, 1, bytes(16), 0, format_version=2))
-    with pytest.raises(UpgradeRequiredError, match="format 0"):
+    older = format.encode_header(Header(4096, 1, bytes(16), 0, format_version=1))
+    newer = format.encode_header(Header(4096, 1, bytes(16), 0, format_version=3))
+    with pytest.raises(UpgradeRequiredError, match="format 1"):
         format.decode_header(older, "f")
-    with pytest.raises(FormatError, match=r"format 2\b.*format 1\b") as caught:
+    with pytest.raises(FormatError, match=r"format 3\b.*format 2\b") as caught:
         format.decode_header(newer, "f")
     assert not isinstance(caught.value, UpgradeRequiredError)
-    with pytest.raises(FormatError, match="format 2"):  # a future header may be longer, shorter, or summed otherwise
+    with pytest.raises(FormatError, match="format 3"):  # a future header may be longer, shorter, or summed otherwise
         format.decode_header(newer[:12], "f")
 
 
@@ -73,7 +73,6 @@ METAS = st.builds(
     Meta,
     st.just(Txid(2**46)),
     st.integers(0, 2**16 - 1),
-    st.integers(0, 2**46).map(Txid),
     st.integers(0, 2**64 - 1).map(Ref),
     st.integers(0, 2**64 - 1).map(Ref),
     st.integers(1000, 2**32),
@@ -81,6 +80,8 @@ METAS = st.builds(
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**63),
+    st.integers(4, 400),
+    st.integers(0, 600),
     st.booleans(),
 )
 
@@ -90,7 +91,7 @@ def test_a_meta_comes_back_as_it_was(meta: Meta, slot: Pgno) -> None:
     data = format.encode_meta(meta, slot, zlib.crc32, SEED)
     assert len(data) == format.META_SIZE
     assert format.decode_meta(data + bytes(100), slot, 512, zlib.crc32, SEED) == meta
-    assert meta.is_durable == (meta.txid == meta.durable_txid)
+    assert format.stamp_txid(meta.epoch) == meta.txid
 
 
 @given(st.integers(0, format.META_SIZE * 8 - 1))
@@ -120,8 +121,10 @@ def test_a_torn_misplaced_foreign_or_empty_meta_is_a_corrupt_error() -> None:
     [
         {"high_water": 3},
         {"high_water": 2**32 + 1},
-        {"durable_txid": Txid(8)},
+        {"txid": Txid(0)},
         {"free_count": 101},
+        {"log_start": 3},
+        {"log_size": 81},
     ],
 )
 def test_a_meta_with_a_right_checksum_and_impossible_fields_is_a_corrupt_error(fields: dict[str, int]) -> None:

@@ -90,19 +90,22 @@ class Record:
 
 
 @pytest.mark.parametrize(
-    ("section", "which", "fields", "size"),
+    ("section", "which", "fields", "start", "size"),
     [
-        ("Header", 0, format.HEADER_FIELDS, format.HEADER_SIZE),
-        ("Meta", 0, format.META_FIELDS, format.META_SIZE),
-        ("Pages", 0, format.PAGE_FIELDS, format.PAGE_HEADER_SIZE),
-        ("Overflow", 1, format.OVERFLOW_RECORD_FIELDS, format.OVERFLOW_RECORD.size),
-        ("Catalogue", 0, format.CATALOGUE_ENTRY_FIELDS, format.CATALOGUE_ENTRY.size),
+        ("Header", 0, format.HEADER_FIELDS, 0, format.HEADER_SIZE),
+        ("Meta", 0, format.META_FIELDS, 0, format.META_SIZE),
+        ("Pages", 0, format.PAGE_FIELDS, 0, format.PAGE_HEADER_SIZE),
+        ("Log", 0, format.LOG_RECORD_FIELDS, format.PAGE_HEADER_SIZE, format.LOG_CHANGES_AT),
+        ("Log", 1, format.LOG_GROUP_FIELDS, 0, format.LOG_GROUP.size),
+        ("Log", 2, format.LOG_CHANGE_FIELDS, 0, format.LOG_CHANGE.size),
+        ("Overflow", 1, format.OVERFLOW_RECORD_FIELDS, 0, format.OVERFLOW_RECORD.size),
+        ("Catalogue", 0, format.CATALOGUE_ENTRY_FIELDS, 0, format.CATALOGUE_ENTRY.size),
     ],
 )
 def test_byte_tables_agree_with_the_structs(
-    section: str, which: int, fields: tuple[tuple[str, int], ...], size: int
+    section: str, which: int, fields: tuple[tuple[str, int], ...], start: int, size: int
 ) -> None:
-    expected, offset = {}, 0
+    expected, offset = {}, start
     for name, field_size in fields:
         expected[name] = (str(offset), str(field_size))
         offset += field_size
@@ -182,7 +185,7 @@ def test_numbers_with_a_meaning_agree_with_the_constants() -> None:
     assert f"at least {format.FIRST_NODE_PGNO}" in meaning("Meta", "high_water")
     assert meaning("Meta", "slot").endswith(" or ".join(map(str, format.META_PGNOS)))
     assert format.KNOWN_INCOMPATIBLE == format.KNOWN_READ_ONLY == 0
-    assert "Format 1 defines no feature bits." in document()
+    assert "Format 2 defines no feature bits." in document()
     assert [row[0] for row in tables("The file")[0]][1:4] == ["0", "1, 2", f"{format.HOLDER_PGNO:d}"]
 
 
@@ -258,13 +261,13 @@ class Parser:
             meta = Record(self.page(pgno), "Meta")
             assert zlib.crc32(meta.data[4:96], self.seed) == meta.number("checksum")
             assert meta.number("slot") == pgno
-            commit, durable = meta.number("stamp") & (1 << 48) - 1, meta.number("durable_txid")
-            assert commit == durable
+            commit = meta.number("stamp") & (1 << 48) - 1
             self.say(
                 pgno,
-                f"meta of commit {commit}, durable, {'clean' if meta.number('flags') & 1 else 'not clean'}, "
+                f"meta of commit {commit}, {'clean' if meta.number('flags') & 1 else 'not clean'}, "
                 f"catalogue {self.shown(meta.number('catalogue_root'))}, "
-                f"free space {self.shown(meta.number('free_space_root'))}, high water {meta.number('high_water')}",
+                f"free space {self.shown(meta.number('free_space_root'))}, high water {meta.number('high_water')}, "
+                f"log {meta.number('log_start')} (+{meta.number('log_size')})",
             )
             metas.append((commit, meta))
         note = json.loads(self.page(3)[:256].rstrip(b"\0"))
@@ -274,9 +277,50 @@ class Parser:
         self.free = self.free_pages(self.meta.number("free_space_root"))
         for pgno in sorted(self.free):
             self.say(pgno, "free")
+        self.changes = list(self.log(self.meta.number("log_start"), self.meta.number("log_size")))
         assert self.seen == set(range(self.meta.number("high_water")))
         assert len(self.free) == self.meta.number("free_count")
         assert len(self.tables) == self.meta.number("table_count")
+
+    def log(self, start: int, size: int) -> Iterator[tuple[int, bytes, bytes | None]]:
+        """(tree, key, value) of each change in the log."""
+        at, previous, last = start, 0, self.meta.number("stamp") & (1 << 48) - 1
+        while at < start + size:
+            head = Record(self.page(at), "Pages")
+            pages = head.number("count")
+            run = self.page(at, max(1, pages))
+            record = Record(run, "Log")
+            commit = head.number("stamp") & (1 << 48) - 1
+            if (
+                head.number("kind") != 5
+                or head.number("pgno") != at
+                or head.number("checksum") != zlib.crc32(run[4:], self.seed)
+                or record.number("epoch") != self.meta.number("stamp")
+                or record.number("previous") != previous
+                or commit <= last
+            ):
+                break
+            changes = list(self.groups(run[56 : 56 + record.number("size")]))
+            yield from changes
+            self.say(at, f"log record of commit {commit}: {len(changes)} changes in {pages} page{'s' * (pages > 1)}")
+            for rest in range(at + 1, at + pages):
+                self.say(rest, "the same record")
+            at, previous, last = at + pages, head.number("checksum"), commit
+        for unused in range(at, start + size):
+            self.say(unused, "log, unused")
+
+    def groups(self, data: bytes) -> Iterator[tuple[int, bytes, bytes | None]]:
+        while data:
+            group = Record(data, "Log", 1)
+            data = data[8:]
+            for _ in range(group.number("change_count")):
+                change = Record(data, "Log", 2)
+                key_size, value_size = change.number("key_size"), change.number("value_size")
+                key, data = data[6 : 6 + key_size], data[6 + key_size :]
+                value = None
+                if value_size != 4294967295:
+                    value, data = data[:value_size], data[value_size:]
+                yield group.number("tree_id"), key, value
 
     def say(self, pgno: int, text: str) -> None:
         assert pgno not in self.seen, f"page {pgno} is reached twice"
@@ -403,7 +447,10 @@ def example(folder: Path) -> bytes:
             for number in (-1, 0, 1):
                 txn[EVENTS]["tide", number] = bytes(200)
             txn[EVENTS]["wave", 2] = bytes(600)
-    return (folder / "example.limpet").read_bytes()
+        with database.write() as txn:
+            txn[USERS]["eve"] = [1]
+            del txn[EVENTS]["tide", -1]
+        return (folder / "example.limpet").read_bytes()
 
 
 def hex_dump(data: bytes) -> str:
@@ -448,7 +495,9 @@ def test_the_example_is_what_the_engine_writes(tmp_path: Path) -> None:
 
 
 def test_the_example_can_be_read_by_the_tables_alone() -> None:
-    tables = Parser(undump(block("hexdump"))).tables
+    parser = Parser(undump(block("hexdump")))
+    tables = parser.tables
+    assert parser.changes == [(2, b"eve", b"[1]"), (3, b"tide\0" + (2**63 - 1).to_bytes(8, "big"), None)]
     assert sorted(tables) == ["events", "users"]
     assert tables["users"] == (limpet.JSON.number, [limpet.STR.number], [(b"ada", b'{"age":36}')])
     value_codec, key_codecs, found = tables["events"]
@@ -460,8 +509,8 @@ def test_the_example_can_be_read_by_the_tables_alone() -> None:
 def test_the_engine_opens_the_example(db_path: Path) -> None:
     db_path.write_bytes(undump(block("hexdump")))
     with limpet.open(db_path, read_only=True) as database, database.read() as txn:
-        assert dict(txn[USERS]) == {"ada": {"age": 36}}
-        assert list(txn[EVENTS]) == [("tide", -1), ("tide", 0), ("tide", 1), ("wave", 2)]
+        assert dict(txn[USERS]) == {"ada": {"age": 36}, "eve": [1]}
+        assert list(txn[EVENTS]) == [("tide", 0), ("tide", 1), ("wave", 2)]
         assert txn[EVENTS]["wave", 2] == bytes(600)
         assert database.check().ok
 

@@ -16,6 +16,9 @@ RECORDS = {
     "limpet_header": (format.HEADER, format.HEADER_FIELDS),
     "limpet_meta": (format.META, format.META_FIELDS),
     "limpet_page": (format.PAGE, format.PAGE_FIELDS),
+    "limpet_log_record": (format.LOG_RECORD, format.LOG_RECORD_FIELDS),
+    "limpet_log_group": (format.LOG_GROUP, format.LOG_GROUP_FIELDS),
+    "limpet_log_change": (format.LOG_CHANGE, format.LOG_CHANGE_FIELDS),
     "limpet_overflow_record": (format.OVERFLOW_RECORD, format.OVERFLOW_RECORD_FIELDS),
     "limpet_catalogue_entry": (format.CATALOGUE_ENTRY, format.CATALOGUE_ENTRY_FIELDS),
 }

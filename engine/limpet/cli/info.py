@@ -86,8 +86,10 @@ def _fields(info: Info) -> list[tuple[str, object]]:
         fields.append(("damage", info.commit_problem))
     if info.meta is not None:
         fields += [
+            ("newest", f"commit {info.txid} of {info.committed}"),
+            ("log", _log(info)),
             ("tables", info.meta.table_count),
-            ("live", f"{human(info.live_size)} in use by commit {info.meta.txid}"),
+            ("live", f"{human(info.live_size)} in use by checkpoint {info.meta.txid} and the log"),
             ("free", f"{human(info.free_size)} inside the file, to be used again"),
             ("spare", f"{human(info.spare_size)} behind the last page ever used"),
         ]
@@ -101,12 +103,21 @@ def _fields(info: Info) -> list[tuple[str, object]]:
     return fields
 
 
+def _log(info: Info) -> str:
+    assert info.meta is not None
+    if not info.log_size:
+        return "none yet; the first commit takes the space for it"
+    start = info.meta.log_start
+    pages = f"pages {start} to {start + info.meta.log_size - 1}"
+    return f"{plural(info.record_count, 'record')} in {human(info.log_used)} of {human(info.log_size)}, {pages}"
+
+
 def _describe(found: MetaInfo) -> str:
     meta = found.meta
     if meta is None:
         return "empty, as in a new file" if found.empty else f"{found.problem}"
     catalogue = f"catalogue at page {ref_pgno(meta.catalogue_root)}" if meta.catalogue_root else "no tables"
     return (
-        f"commit {meta.txid} of {when(meta.commit_us)}{', closed' if meta.clean else ''}; {catalogue}, "
+        f"checkpoint {meta.txid} of {when(meta.commit_us)}{', closed' if meta.clean else ''}; {catalogue}, "
         f"high water {meta.high_water}, {meta.free_count} free"
     )

@@ -22,14 +22,15 @@ from .terminal import (
     progress,
 )
 
-_STATES = ("head", "reached", "free", "pending", "leaked", "damaged", "spare", "unknown")
+_STATES = ("head", "reached", "free", "pending", "leaked", "damaged", "idle", "spare", "unknown")
 _TEXT = """\
 states
   head      pages 0 to 3              leaked    neither in use nor free
   reached   in use                    damaged   what was read is wrong
   free      may be written over       spare     behind the last page that was ever used
   pending   free, but the commit      unknown   nothing left to tell by
-            before needs it
+            before needs it         idle      in the log, and nothing of the newest
+                                                commit is in it
 What a free page holds is left over from earlier.
 
 exit codes: 0 fine, 1 leaked pages, 2 damaged pages, 3 not a Limpet file or a newer one
