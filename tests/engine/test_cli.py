@@ -337,7 +337,7 @@ def test_help_has_examples_and_fits(
 
 
 def test_the_version_names_the_format(capsys: pytest.CaptureFixture[str]) -> None:
-    assert re.search(r"limpet .*file format 1", Run(capsys, "--version").out)
+    assert re.search(r"limpet .*file format 2", Run(capsys, "--version").out)
 
 
 def test_dump_writes_every_entry_in_order(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_pages_has_a_record_of_every_page(filled: Path) -> None:
         assert [page.pgno for page in pages] == list(range(filled.stat().st_size // 512))
         assert {page.kind for page in pages[:4]} == {"header", "meta", "holder"}
         states = {page.state for page in pages}
-        assert {"head", "reached", "free"} <= states <= {"head", "reached", "free", "spare"}
+        assert {"head", "reached", "free"} <= states <= {"head", "reached", "free", "idle", "spare"}
         leaves = [page for page in pages if page.kind == "leaf" and page.state == "reached"]
         assert sum(page.entries or 0 for page in leaves if page.table == "users") == 400
         assert all(0 < (page.fill or 0) <= 1 for page in leaves)
@@ -115,6 +115,7 @@ def test_pages_of_an_open_file_know_what_the_commit_before_needs(db_path: Path) 
         for turn in range(3):
             with db.write() as txn:
                 txn[USERS].update({f"user-{number:05}": turn for number in range(200)})
+                txn.create(limpet.Table(f"made in turn {turn}"))  # a checkpoint
         with limpet.inspect(db_path) as inspection:
             states = [page.state for page in inspection.pages()]
             assert "pending" in states
@@ -127,8 +128,8 @@ def test_every_kind_of_page_is_decoded(filled: Path) -> None:
         pages = list(inspection.pages())
         decoded = [inspection.page(page.pgno) for page in pages]
         for page, info in zip(decoded, pages, strict=True):
-            assert page.problem is None or info.state in ("free", "spare")
-            assert page.kind == info.kind or info.state in ("free", "spare")
+            assert page.problem is None or info.state in ("free", "idle", "spare")
+            assert page.kind == info.kind or info.state in ("free", "idle", "spare")
             json.dumps(page.as_dict())
         header, meta = decoded[0], decoded[1]
         assert header.fields["page_size"] == 512
@@ -257,6 +258,7 @@ def test_a_torn_meta_is_a_warning_and_the_other_one_is_used(db_path: Path, tmp_p
         for turn in range(3):
             with db.write() as txn:
                 txn[USERS]["ada"] = turn
+                txn.create(limpet.Table(f"made in turn {turn}"))  # a checkpoint
         shutil.copyfile(db_path, copy)
     with limpet.inspect(copy) as inspection:
         newest = next(meta.pgno for meta in inspection.info().metas if meta.chosen)
@@ -533,23 +535,73 @@ def test_a_closed_inspection_says_so(filled: Path) -> None:
         inspection.tables()
 
 
-def test_an_unfinished_os_commit_is_explained(db_path: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def logged(db_path: Path, tmp_path: Path) -> Path:
+    """A file that was left open, with three records in its log."""
     copy = tmp_path / "copy.limpet"
     with limpet.open(db_path, page_size=512) as db:
         with db.write() as txn:
             txn[USERS].update({f"user-{number:05}": 0 for number in range(50)})
-        with db.write(durability="os") as txn:
-            txn[USERS].update({f"user-{number:05}": 1 for number in range(50)})
+        for turn in range(1, 4):
+            with db.write(durability="os" if turn == 3 else None) as txn:
+                txn[USERS][f"user-{turn:05}"] = turn
+                txn[USERS][f"new-{turn}"] = turn
+                if turn == 2:
+                    del txn[USERS]["user-00010"]
         shutil.copyfile(db_path, copy)
-    with limpet.inspect(copy) as inspection:
+    return copy
+
+
+def test_what_the_log_says_is_shown_everywhere(logged: Path) -> None:
+    with limpet.inspect(logged) as inspection:
+        info = inspection.info()
+        assert (info.record_count, info.txid, info.meta and info.meta.txid) == (3, 5, 2)
+        assert inspection.txid == 5
+        assert not info.closed_cleanly
+        assert any("the log goes on" in reason for reason in info.reasons)
+        (table,) = inspection.tables()
+        assert table.entry_count == 52
         assert inspection.get("users", "user-00001") == 1
-        assert any("was not synced" in reason for reason in inspection.info().reasons)
-        newest = inspection.path("users", "user-00001")[-1].pgno
-    overwrite(copy, newest * 512 + 100, bytes(100))
-    with limpet.inspect(copy) as inspection:
-        assert inspection.get("users", "user-00001") == 0
-        assert any("is not whole" in reason for reason in inspection.info().reasons)
+        assert inspection.get("users", "user-00010") is None
+        assert inspection.get("users", "user-00011") == 0
+        items = dict(inspection.items("users"))
+        assert list(items) == sorted(items)
+        assert len(items) == 52
+        assert items["new-3"] == items["user-00003"] == 3
+        pages = [page for page in inspection.pages() if page.kind == "log"]
+        assert [page.state for page in pages] == ["reached"] * 3 + ["idle"] * (len(pages) - 3)
+        assert [page.entries for page in pages[:3]] == [2, 3, 2]
+        record = inspection.page(pages[1].pgno)
+        assert record.problem is None
+        assert record.kind == "log"
+        changes = {entry["key"]: (entry["change"], entry.get("value")) for entry in record.entries}
+        assert changes == {"user-00002": ("put", 2), "new-2": ("put", 2), "user-00010": ("delete", None)}
+        assert {entry["table"] for entry in record.entries} == {"users"}
+        newest, deleted, below = (inspection.path("users", f"user-{number:05}")[-1] for number in (2, 10, 11))
+        assert (newest.kind, newest.pgno, deleted.kind, deleted.index) == ("log", pages[1].pgno, "log", None)
+        assert below.kind == "leaf"
+        report = inspection.check()
+        assert report.ok
+        assert (report.txid, report.checkpoint_txid, report.record_count) == (5, 2, 3)
+        json.dumps([info.as_dict(), report.as_dict(), record.as_dict()])
+
+
+def test_a_log_that_breaks_off_is_explained(logged: Path) -> None:
+    with limpet.inspect(logged) as inspection:
+        first, second, third = (page.pgno for page in inspection.pages() if page.kind == "log" and page.txid)
+    whole = logged.read_bytes()
+    overwrite(logged, third * 512 + 60, bytes(20))  # never synced: the end of the log
+    with limpet.inspect(logged) as inspection:
+        assert inspection.txid == 4
         assert inspection.check().ok
+    for pgno in (first, second):
+        logged.write_bytes(whole)
+        overwrite(logged, pgno * 512 + 60, bytes(20))
+        with limpet.inspect(logged) as inspection:
+            if pgno == first:  # a later one knows that it was safe
+                assert inspection.commit_problem is not None
+                assert ("log", pgno) in [(finding.kind, finding.pgno) for finding in inspection.check().errors]
+            assert inspection.get("users", "user-00011") == 0
 
 
 def all_of(iterator: Iterator[Any]) -> list[Any]:
