@@ -232,7 +232,7 @@ MUTANTS = (
         (
             Change("limpet.backup:put_in_place", "file.sync_all()", "pass"),
             Change("limpet.database:_create_file", "file.sync_all()", "pass"),
-            Change("limpet.backup:write_copy", "target.sync_all()", "pass"),
+            Change("limpet.backup:write_tables", "target.sync_all()", "pass"),
         ),
     ),
     Mutant(

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from .backup import Progress, TableSource, new_header, put_in_place, temporary_name, write_tables
 from .codecs import describe_key
@@ -303,7 +302,7 @@ def _remove_quietly(file_system: FileSystem, name: str, path: str) -> None:
 
 def _upgrade_in_child(path: str, backup: bool, lock_timeout: float) -> UpgradeResult:
     command = [sys.executable, "-c", _CHILD, __package__ or "limpet", path, str(int(backup)), repr(lock_timeout)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_root()), *filter(None, sys.path)])}
+    environment = {**os.environ, "LIMPET_UPGRADE_PATH": json.dumps(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode < 0:
         raise LimpetError(f"{path}: the process that upgraded it died by signal {-done.returncode}; the file is whole")
@@ -321,13 +320,9 @@ def _upgrade_in_child(path: str, backup: bool, lock_timeout: float) -> UpgradeRe
     return UpgradeResult(**answer)
 
 
-def _root() -> Path:
-    """The folder that this package is imported from."""
-    return Path(__file__).resolve().parents[len((__package__ or "limpet").split("."))]
-
-
 _CHILD = """
-import dataclasses, importlib, json, sys
+import dataclasses, importlib, json, os, sys
+sys.path[:] = json.loads(os.environ["LIMPET_UPGRADE_PATH"])
 upgrade = importlib.import_module(sys.argv[1] + ".upgrade")
 try:
     result = upgrade.upgrade(sys.argv[2], backup=sys.argv[3] == "1", lock_timeout=float(sys.argv[4]))
