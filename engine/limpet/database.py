@@ -868,7 +868,7 @@ class Database:
     def _reclaim(self, space: FreeSpace) -> None:
         if not space.has_pending:
             return
-        published = self._published
+        published = self._published  # first this, then the pins: a reader that comes between them looks again
         assert published is not None
         readers = min([published.txid, *list(self._pins.values())])
         self._pager.release(space.reclaim(min(readers, self._horizon_of_metas()), readers))
