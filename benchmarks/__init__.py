@@ -1,4 +1,18 @@
 """Benchmarks of Limpet, one file for each workload; `make bench` runs them beside sqlite3 and LMDB."""
 
 # In the order in which they run: the engine's, then the store's.
-WORKLOADS = ("commit", "get", "scan", "bulk", "memory", "opening", "turn", "history", "queue", "idle", "restart")
+WORKLOADS = (
+    "media",
+    "commit",
+    "get",
+    "scan",
+    "bulk",
+    "memory",
+    "opening",
+    "space",
+    "turn",
+    "history",
+    "queue",
+    "idle",
+    "restart",
+)

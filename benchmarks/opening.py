@@ -1,5 +1,7 @@
 """opening: how long it takes to open a file and read a key, after a clean close and after SIGKILL; and an empty file.
 
+After SIGKILL also for a file of a thousand times the size: what there is to do should not depend on it.
+
 A child process commits until it is killed:
 
     python -m benchmarks.opening PEER FOLDER
@@ -10,13 +12,16 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from .measure import Result, Run, child, random_rows, timed
+from .calls import counted_calls
+from .measure import OURS, Result, Run, child, random_rows, timed
 from .peers import opened
 
 COMMITS_BEFORE_KILL = 50
+VALUE = bytes(range(150))
 
 
 def run(run: Run) -> Result:
@@ -63,6 +68,7 @@ def run(run: Run) -> Result:
         order.append(order.pop(0))
     result.add(killed, recovered, "ms")
 
+    _sizes(run, result)
     result.aim("open after a clean close, in the process, median", result.median(alone), 5.0, "ms")
     result.aim("empty database on disk", result.median("size of an empty database"), 32.0, "KiB")
     result.note(
@@ -71,9 +77,48 @@ def run(run: Run) -> Result:
     )
     result.note(
         "SQLite and LMDB verify nothing when they are opened, and SQLite opens the file with the first statement "
-        "(here: the pragmas). After SIGKILL Limpet verifies the pages of the newest commits."
+        "(here: the pragmas). After SIGKILL Limpet verifies the log of the newest commits."
     )
     return result
+
+
+def _sizes(run: Run, result: Result) -> None:
+    """Opening after SIGKILL, for a small file and a large one."""
+    small, large = "1 MB", "1 GB"
+    counts = {small: run.size(5_000, quick=500), large: run.size(5_000_000, quick=2_000)}
+    folders = {size: run.folder(f"opening {size}") for size in counts}
+    for size, count in counts.items():
+        run.progress(f"a file of {size}: loading {count:,} rows into it")
+        with opened(folders[size], only={OURS}) as peers:
+            peers[OURS].load((number.to_bytes(24), VALUE) for number in range(count))
+            file_size = peers[OURS].file_size()
+        result.add_numbers(f"size of the file of {size}", {OURS: [file_size / 1e6]}, "MB")
+    times: dict[str, list[int]] = {size: [] for size in counts}
+    reads: dict[str, list[int]] = {size: [] for size in counts}
+    pages: dict[str, list[float]] = {size: [] for size in counts}
+    for number in range(run.size(12, quick=1)):
+        run.progress(f"a small and a large file after SIGKILL, {number + 1}")
+        for size, folder in folders.items():
+            _commit_until_killed(OURS, folder)
+            with counted_calls() as calls, contextlib.ExitStack() as stack:
+                times[size].append(timed(partial(stack.enter_context, opened(folder, only={OURS}))))
+                found = calls.take()
+                reads[size].append(found.reads)
+                pages[size].append(found.read_size / 4096)
+    for size in counts:
+        result.add(f"open after SIGKILL, {size}", {OURS: times[size]}, "ms")
+        result.add_numbers(f"reads of that, {size}", {OURS: reads[size]}, "reads")
+        result.add_numbers(f"pages in these reads, {size}", {OURS: pages[size]}, "pages")
+    ratio = _over(result.median(f"open after SIGKILL, {large}"), result.median(f"open after SIGKILL, {small}"))
+    result.aim(f"open after SIGKILL, a file of {large} over one of {small}", ratio, 5.0, "x")
+    result.note(
+        "The log is read in one piece; the larger file has the larger log, up to 1 MiB. Opening also makes what it "
+        "found durable and reads it again from the disk. What follows, the first read of a key, is not in it."
+    )
+
+
+def _over(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
 
 
 def _open_and_read(folder: Path, name: str, key: bytes) -> tuple[int, int]:

@@ -11,12 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOADS = {
+    "media": {"1 block", "a commit of one row"},
     "commit": {"one thread, a new key", "16 threads, commits a second"},
     "get": {"each in its own transaction"},
     "scan": {"scan in the cache"},
     "bulk": {"random keys", "random keys, size of the file"},
     "memory": {"size of the file"},
     "opening": {"open", "open and read one key after SIGKILL", "size of an empty database"},
+    "space": {"size of the closed file"},
     "turn": {"16 sessions, turns a second", "1 session, commits a turn"},
     "history": {"load recent 50", "archive stat", "archive tail 20", "list the keys of all sessions"},
     "queue": {"dequeue, 10 waiting, durable"},
