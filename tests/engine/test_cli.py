@@ -20,7 +20,7 @@ from limpet.cli.terminal import UsageError, parse_key, progress
 USERS = limpet.Table("users", key=limpet.STR, value=limpet.JSON)
 EVENTS = limpet.Table("events", key=(limpet.STR, limpet.INT), value=limpet.BYTES)
 NUMBERS = limpet.Table("numbers", key=limpet.INT, value=limpet.STR)
-VERBS = ["info", "check", "tables", "get", "dump", "pages", "page", "path", "backup", "compact", "upgrade"]
+VERBS = ["info", "check", "tables", "get", "dump", "pages", "page", "path", "backup", "compact", "trim", "upgrade"]
 READING = ["info", "check", "tables", "get", "dump", "pages", "page", "path"]
 
 
@@ -194,7 +194,7 @@ def test_every_verb_beside_a_live_writer(
     with limpet.open(whole, create=False) as db:
         with db.write() as txn:
             txn[USERS]["new"] = 1
-        locked = ["--lock-timeout", "0"] if verb in ("backup", "compact") else []
+        locked = ["--lock-timeout", "0"] if verb in ("backup", "compact", "trim") else []
         run = Run(capsys, *arguments(verb, whole), *locked, *["--json"] * as_json)
         assert run.code == (4 if locked or verb == "upgrade" else 0), run.err
         assert run.out if run.code == 0 or as_json else run.err

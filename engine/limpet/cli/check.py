@@ -20,9 +20,9 @@ from .terminal import (
 )
 
 _TEXT = """\
-Reads every page of the newest commit, and those of the commit before that it does not share:
-checksums, order, separators, counts, overflow runs, free space, and every key and value. Damage of
-the commit before is a warning: nothing is lost by it.
+Reads every page of the newest checkpoint, and those of the one before that it does not share:
+checksums, order, separators, counts, overflow runs, free space, and every key and value; and the
+log of what was committed since. Damage of the checkpoint before is a warning: nothing is lost by it.
 
 exit codes: 0 clean, 1 warnings, 2 damaged, 3 not a Limpet file or a newer one
 

@@ -6,7 +6,7 @@ import argparse
 
 from ..database import open as open_database
 from .backup import add_lock_timeout
-from .terminal import FINE, Verbs, add_verb, emit, human
+from .terminal import FINE, Verbs, add_verb, emit, human, print_wrapped
 
 _TEXT = """\
 Cuts FILE behind the last page that was ever used, and turns long stretches of free pages into holes,
@@ -31,5 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         emit("trim", {"file": arguments.file, "size": size, "saved": saved})
     else:
-        print(f"{arguments.file}: {human(saved)} given back, {human(size)} long")
+        print_wrapped(f"{arguments.file}: {human(saved)} given back, {human(size)} long", indent=4)
     return FINE
