@@ -40,6 +40,8 @@ def run(run: Run) -> Result:
     for name in writes:
         result.add(name, {DISK: samples[name]})
     result.add("a commit of one row", {name: samples[name] for name in commits})
+    one, sixteen = result.median("1 block", DISK), result.median("16 blocks", DISK)
+    result.aim("16 blocks in one place over 1 block", sixteen / one if one and sixteen else None, 2.0, "x")
     result.note(
         "'n blocks' are contiguous, 'n places' lie apart; both with pwrite and fdatasync. 'one call' is pwritev with "
         "RWF_DSYNC. 'two syncs' is a block and a sync, twice: what a commit with pages and a meta takes at least. "

@@ -95,10 +95,10 @@ def _source_of(function: Any) -> str:
     return known if isinstance(known, str) else textwrap.dedent(inspect.getsource(function))
 
 
-_RECORD = "limpet.database:Database._write_record"
-_CHECKPOINT = "limpet.database:Database._write_checkpoint"
-_SYNC = "limpet.database:Database._sync_and_record"
-_ATTACH = "limpet.database:Database._attach"
+_RECORD = "limpet.committer:Committer._write_record"
+_CHECKPOINT = "limpet.committer:Committer._write_checkpoint"
+_SYNC = "limpet.committer:Committer._sync_and_record"
+_ATTACH = "limpet.committer:Committer._attach"
 
 MUTANTS = (
     Mutant(
@@ -131,14 +131,14 @@ MUTANTS = (
     Mutant(
         "growth is not synced",
         ("F2", "F1"),
-        (Change("limpet.database:Database._reserve", "self._grew = True", "pass"),),
+        (Change("limpet.committer:Committer._reserve", "self._grew = True", "pass"),),
     ),
     Mutant(
         "pages are reused one commit early",
         ("F1", "F2"),
         (
             Change(
-                "limpet.database:Database._horizon_of_metas",
+                "limpet.committer:Committer._horizon_of_metas",
                 "return min(int(meta.txid) for meta in self._metas if meta is not None)",
                 "return int(self._meta().txid)",
             ),
@@ -147,14 +147,18 @@ MUTANTS = (
     Mutant(
         "freed pages are reused at once",
         ("F1", "F2"),
-        (Change("limpet.database:Database._reclaim", "min(readers, self._horizon_of_metas())", "self._last_txid + 1"),),
+        (
+            Change(
+                "limpet.committer:Committer._reclaim", "min(readers, self._horizon_of_metas())", "self._last_txid + 1"
+            ),
+        ),
     ),
     Mutant(
         "pages of open snapshots are reused",
         ("F1", "F14"),
         (
             Change(
-                "limpet.database:Database._reclaim",
+                "limpet.committer:Committer._reclaim",
                 "readers = min([published.txid, *list(self._pins.values())])",
                 "readers = published.txid",
             ),
@@ -231,7 +235,7 @@ MUTANTS = (
         ("F1", "F2"),
         (
             Change("limpet.backup:put_in_place", "file.sync_all()", "pass"),
-            Change("limpet.database:_create_file", "file.sync_all()", "pass"),
+            Change("limpet.opening:create_file", "file.sync_all()", "pass"),
             Change("limpet.backup:write_tables", "target.sync_all()", "pass"),
         ),
     ),
@@ -241,8 +245,8 @@ MUTANTS = (
         (
             Change(
                 _ATTACH,
-                "    if not self._read_only:\n        self._write_holder()",
-                "    self._write_holder()",
+                "    if not self._read_only:\n        write_holder(file, header.page_size)",
+                "    write_holder(file, header.page_size)",
             ),
         ),
     ),
@@ -329,12 +333,12 @@ MUTANTS = (
     Mutant(
         "an undone flush keeps its changes for the next record",
         ("F6",),
-        (Change("limpet.database:Database._undo_flush", "self._log.forget_after(published.txid)", "pass"),),
+        (Change("limpet.committer:Committer._undo_flush", "self._log.forget_after(published.txid)", "pass"),),
     ),
     Mutant(
         "a failed flush keeps the pages it took",
         ("F6",),
-        (Change("limpet.database:Database._undo_flush", "space.undo(work.taken, work.pending)", "pass"),),
+        (Change("limpet.committer:Committer._undo_flush", "space.undo(work.taken, work.pending)", "pass"),),
     ),
     Mutant(
         "overflow pages are not freed",
@@ -384,9 +388,9 @@ MUTANTS = (
         "a forked child goes on with the parent's file",
         ("F15",),
         (
-            Change("limpet.database:Database.forked", "self._failure = ClosedError(message)", "pass"),
-            Change("limpet.database:Database.forked", "self._published = None", "pass"),
-            Change("limpet.database:Database.forked", "self._forked = True", "pass"),
+            Change("limpet.committer:Committer.forked", "self._failure = ClosedError(message)", "pass"),
+            Change("limpet.committer:Committer.forked", "self._published = None", "pass"),
+            Change("limpet.committer:Committer.forked", "self._forked = True", "pass"),
             Change("limpet.file:_close_inherited_files", "if descriptor >= 0:", "if False:"),
             Change(
                 "limpet.file:_close_inherited_files",

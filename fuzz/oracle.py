@@ -20,7 +20,7 @@ from limpet import (
     Database,
     LimpetError,
     ReadTransaction,
-    database,  # the modules: steps of growth and the size of the log are tuned
+    committer,  # the modules: steps of growth and the size of the log are tuned
     log,
 )
 from limpet.database import open_on
@@ -340,11 +340,11 @@ class tuned:  # noqa: N801  # used like a function, as contextlib's own
         self._growth = growth
 
     def __enter__(self) -> None:
-        self._before = database._MIN_GROWTH, log._MIN_PAGES
-        database._MIN_GROWTH, log._MIN_PAGES = self._growth, LOG_PAGES
+        self._before = committer._MIN_GROWTH, log._MIN_PAGES
+        committer._MIN_GROWTH, log._MIN_PAGES = self._growth, LOG_PAGES
 
     def __exit__(self, *_: object) -> None:
-        database._MIN_GROWTH, log._MIN_PAGES = self._before
+        committer._MIN_GROWTH, log._MIN_PAGES = self._before
 
 
 def difference(found: Model, wanted: Model) -> str:

@@ -35,6 +35,8 @@ ENGINE_ORDER = [
     "upgrade",
     "legacy",
     "database",
+    "committer",
+    "opening",
     "backup",
     "check",
     "recovery",
@@ -47,6 +49,7 @@ ENGINE_ORDER = [
     "node",
     "free_space",
     "log",
+    "turn",
     "file",
     "native",
     "format",
@@ -89,7 +92,7 @@ STORE_ORDER = [
 
 # Imports that point upwards all the same, as "importer -> imported", each with its reason.
 UPWARDS: dict[str, str] = {
-    "transaction -> database": "for type checkers only: a transaction calls back into the database that began it",
+    "transaction -> committer": "for type checkers only: a transaction calls back into the database that began it",
 }
 
 OPTIONAL = {"cffi", "crc32c", "portalocker"}  # the engine works the same without them

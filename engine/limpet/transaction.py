@@ -44,7 +44,7 @@ from .pager import Pager
 from .table import Table, TableView
 
 if TYPE_CHECKING:
-    from .database import Database
+    from .committer import Committer
 
 Undo = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
@@ -209,7 +209,7 @@ class WriteTransaction:
         "undo",
     )
 
-    def __init__(self, database: Database, base: Snapshot, txid: Txid, nonce: int, durability: str) -> None:
+    def __init__(self, database: Committer, base: Snapshot, txid: Txid, nonce: int, durability: str) -> None:
         self._database = database
         self._base = base
         self._pager = base.pager

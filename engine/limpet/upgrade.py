@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 from .backup import Progress, TableSource, new_header, put_in_place, temporary_name, write_tables
 from .codecs import describe_key
-from .database import DEFAULT_LOCK_TIMEOUT_S, read_holder
 from .errors import CorruptError, FormatError, LimpetError, LockedError
 from .file import File, FileSystem, OSFileSystem, wait_for_lock
 from .format import FORMAT_VERSION, HEADER_SIZE, MAGIC, Txid, decode_header
 from .legacy.v1 import OldFile, OldTable
+from .opening import DEFAULT_LOCK_TIMEOUT_S, read_holder
 from .overlay import SnapshotTree
 from .pager import Pager
 from .recovery import load_tables, recover

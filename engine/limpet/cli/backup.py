@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..database import DEFAULT_LOCK_TIMEOUT_S
 from ..database import open as open_database
+from ..opening import DEFAULT_LOCK_TIMEOUT_S
 from .terminal import FINE, Verbs, add_verb, emit, human, progress
 
 _TEXT = """\

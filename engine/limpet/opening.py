@@ -1,0 +1,94 @@
+"""From a path to a locked file of the right kind: finding it, creating it, waiting for it, and saying who holds it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+from .backup import first_meta, initialise, new_header, put_in_place, temporary_name
+from .errors import FormatError
+from .file import File, FileSystem, describe_process, wait_for_lock
+from .format import HEADER_SIZE, HOLDER_PGNO, Header, decode_header
+
+_log = logging.getLogger("limpet")
+
+DEFAULT_LOCK_TIMEOUT_S = 10.0
+_HOLDER_SIZE = 256  # bytes of the note that says who has the file open
+
+
+def open_file(
+    file_system: FileSystem, path: str, create: bool, read_only: bool, timeout_s: float, page_size: int, kind: int
+) -> File:
+    """Open and lock the file, and create it if need be. The lock comes before any look at the content."""
+    started = time.monotonic()
+    while True:
+        try:
+            file = file_system.open(path, writable=not read_only)
+        except FileNotFoundError:
+            if not create:
+                raise
+            create_file(file_system, path, new_header(page_size, kind))
+            continue
+        try:
+            wait_for_lock(
+                file,
+                exclusive=not read_only,
+                started=started,
+                timeout_s=timeout_s,
+                on_wait=lambda: _log.info("%s is held by another process; waiting up to %g s", path, timeout_s),
+                holder=lambda: read_holder(file),  # noqa: B023 used before the next round
+            )
+            if file.is_at_path():
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # replaced while we waited: by a compaction or an upgrade; the new one is what we want
+
+
+def create_file(file_system: FileSystem, path: str, header: Header) -> None:
+    """Make an empty database appear under its name, whole."""
+    temporary = temporary_name(path)
+    file = file_system.create(temporary)
+    try:
+        initialise(file, header, first_meta())
+        file.sync_all()
+        put_in_place(file_system, file, path, overwrite=False)
+    except FileExistsError:
+        file_system.remove(temporary)  # another process was faster
+    except BaseException:
+        remove_quietly(file_system, temporary)
+        raise
+    finally:
+        file.close()
+
+
+def remove_quietly(file_system: FileSystem, path: str) -> None:
+    """Remove a file that nobody needs; if that fails, it stays."""
+    try:
+        file_system.remove(path)
+    except OSError as error:
+        _log.debug("%s: left behind (%s)", path, error)
+
+
+def read_holder(file: File) -> str | None:
+    """What the process that has the file open wrote about itself. Advisory: it may be stale."""
+    head = file.read(0, HEADER_SIZE)
+    try:
+        page_size = decode_header(head, file.path).page_size
+        text = file.read(HOLDER_PGNO * page_size, _HOLDER_SIZE).rstrip(b"\0").decode()
+        note = json.loads(text)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["since"]))
+        return f"pid {note['pid']} on {note['host']} ({note['program']}) since {since}"
+    except (FormatError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def write_holder(file: File, page_size: int) -> None:
+    """Note in the file who holds it, for whoever waits."""
+    note = json.dumps(describe_process(time.time()))[:_HOLDER_SIZE].encode()[:_HOLDER_SIZE]
+    try:
+        file.write(HOLDER_PGNO * page_size, note.ljust(_HOLDER_SIZE, b"\0"))
+    except OSError as error:
+        _log.debug("%s: could not note who holds the file: %s", file.path, error)
