@@ -1,7 +1,8 @@
 """Who may import whom, and who may speak to the operating system: read from the sources, not from a running program.
 
-  - Inside a package imports are relative and point downwards only, along ENGINE_ORDER or STORE_ORDER. A function-level
-    import counts like any other. So the engine can be copied into a program under any name and read from the top.
+  - Inside a package imports are relative and point downwards only, along ENGINE_ORDER or STORE_ORDER; inside
+    `limpet.inspection` along INSPECTION_ORDER. A function-level import counts like any other. So the engine can be
+    copied into a program under any name and read from the top.
   - The engine imports the standard library and, guarded, its three optional packages; nothing else.
   - Only the modules in OS_MODULES open, read, write, map or lock files.
   - The store uses the names in `limpet.__all__` and nothing behind them.
@@ -56,6 +57,9 @@ ENGINE_ORDER = [
     "checksum",
     "errors",
 ]
+
+# The same for the modules of a sub-package that is large enough to be read in an order.
+INSPECTION_ORDER = ["__init__", "inspector", "census", "page", "tables", "commit", "raw", "results"]
 
 STORE_ORDER = [
     "__main__",
@@ -222,6 +226,23 @@ def test_imports_inside_a_package_point_downwards(package: Path, order: list[str
                 continue
             if rank.get(imported, -1) <= rank.get(importer, len(order)):
                 wrong.append(f"{module}:{found.line} imports {imported}, which {name} has above it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_imports_inside_the_inspection_point_downwards() -> None:
+    def place(module: str) -> str:
+        return module.removeprefix("inspection").lstrip(".") or "__init__"
+
+    modules = [module for module in sources(ENGINE) if top(module) == "inspection"]
+    assert sorted(map(place, modules)) == sorted(INSPECTION_ORDER), "INSPECTION_ORDER has to name each module once"
+    wrong = []
+    for module in modules:
+        for found in imports(ENGINE, module):
+            inside = found.target.removeprefix(ENGINE.name).lstrip(".")
+            if not found.relative or top(inside) != "inspection":
+                continue
+            if INSPECTION_ORDER.index(place(inside)) <= INSPECTION_ORDER.index(place(module)):
+                wrong.append(f"{module}:{found.line} imports {inside}, which INSPECTION_ORDER has above it")
     assert not wrong, "\n".join(wrong)
 
 

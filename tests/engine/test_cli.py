@@ -410,6 +410,27 @@ def test_path_shows_the_way(whole: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run.out.endswith("the key is not there\n")
 
 
+def test_path_of_a_key_that_is_only_in_the_log_finds_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The way to such a key ended in the log, which `path` did not know: it said that the table was empty, and exit 1.
+    # Of a table that is empty it said that the key was not there.
+    copy = tmp_path / "logged.limpet"
+    with limpet.open(tmp_path / "open.limpet", page_size=512) as db:
+        with db.write() as txn:
+            txn[USERS].update({"ada": 1, "bob": 2})
+            txn.create(NUMBERS)
+        with db.write() as txn:
+            txn[USERS]["eve"] = 3
+            del txn[USERS]["bob"]
+        shutil.copyfile(tmp_path / "open.limpet", copy)
+    new, deleted, empty = (
+        Run(capsys, "path", copy, *way) for way in (["users", "eve"], ["users", "bob"], ["numbers", "1"])
+    )
+    assert (new.code, deleted.code, empty.code) == (0, 1, 1)
+    assert new.out.endswith("has the newest value\n")
+    assert deleted.out.endswith("deletes the key\nthe key is not there\n")
+    assert empty.out.endswith("the table is empty\n")
+
+
 def test_backup_and_compact_do_what_they_say(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Run(capsys, "dump", whole).out
     target = whole.with_name("copy.limpet")

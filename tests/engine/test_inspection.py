@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import limpet
-from limpet.format import HEADER_SIZE, META_SIZE
+from limpet.format import HEADER_SIZE, LEAF, META_SIZE, PAGE
 from limpet.inspection import plain
 
 USERS = limpet.Table("users", key=limpet.STR, value=limpet.JSON)
@@ -357,6 +357,39 @@ def test_a_damaged_catalogue_shows_what_is_left(filled: Path) -> None:
             inspection.get("users", "user-00001")
 
 
+@pytest.mark.parametrize("kept", [8, 12])
+def test_a_header_of_which_only_the_beginning_is_left_is_ours(filled: Path, kept: int) -> None:
+    # Zeros behind the magic were taken for a version 0, so a file that had lost its header was refused as another's.
+    overwrite(filled, kept, bytes(HEADER_SIZE - kept))
+    with limpet.inspect(filled) as inspection:
+        assert inspection.is_ours
+        assert inspection.page_size == 512
+        assert inspection.get("users", "user-00007") == {"n": 7, "turn": 2}
+
+
+def test_the_seed_is_found_without_asking_for_a_checksum_that_is_slow(
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All kinds of checksums were tried on every file without a header, so one with CRC-32 warned of a slow CRC-32C.
+    fill(db_path, checksum="crc32")
+    overwrite(db_path, 0, bytes(HEADER_SIZE))
+    monkeypatch.setattr(limpet.checksum, "_accelerated", None)
+    with limpet.inspect(db_path) as inspection:  # a warning would be an error
+        assert inspection.get("users", "user-00007") == {"n": 7, "turn": 2}
+
+
+@pytest.mark.parametrize("size", range(24, 28))
+def test_a_last_page_that_ends_behind_its_header_is_survived(tmp_path: Path, size: int) -> None:
+    # Where checksums cannot be computed, a page that was cut off was decoded, and raised struct.error.
+    whole = b"".join(PAGE.pack(number, LEAF, 0, 1, number, 2, 1).ljust(512, b"\0") for number in range(4, 20))
+    path = tmp_path / "headless"
+    path.write_bytes(bytes(4 * 512) + whole + PAGE.pack(0, LEAF, 0, 1, 20, 2, 1).ljust(512, b"\0")[:size])
+    with limpet.inspect(path, page_size=512) as inspection:
+        assert any("cannot be verified" in note for note in inspection.notes)
+        last = list(inspection.pages())[-1]
+        assert (last.pgno, last.kind, last.entries, last.fill) == (20, "leaf", None, None)
+
+
 # -- files that are not ours ---------------------------------------------------------------------
 
 
@@ -457,6 +490,17 @@ def test_a_writer_that_goes_on_is_followed(filled: Path) -> None:
             with db.write() as txn:
                 txn[USERS].update({f"user-{number:05}": -turn for number in range(400)})
         assert [value for _, value in inspection.items("users")] == [-19] * 400
+
+
+def test_a_path_follows_a_writer_too(filled: Path) -> None:
+    # `path` took pages that a writer had used again for damage, where all others look at the metas first.
+    with limpet.open(filled, create=False) as db, limpet.inspect(filled) as inspection:
+        for turn in range(10, 20):
+            with db.write() as txn:
+                txn[USERS].update({f"user-{number:05}": turn for number in range(400)})
+        steps = inspection.path("users", "user-00007")
+        assert [step.problem for step in steps] == [None] * len(steps)
+        assert inspection.txid == db.stats().txid
 
 
 def test_a_reading_that_was_overtaken_says_so_instead_of_mixing_commits(filled: Path) -> None:
@@ -602,6 +646,40 @@ def test_a_log_that_breaks_off_is_explained(logged: Path) -> None:
                 assert inspection.commit_problem is not None
                 assert ("log", pgno) in [(finding.kind, finding.pgno) for finding in inspection.check().errors]
             assert inspection.get("users", "user-00011") == 0
+
+
+@pytest.fixture
+def widely_logged(db_path: Path, tmp_path: Path) -> Path:
+    """A file that was left open, with one record of several pages in its log."""
+    copy = tmp_path / "copy.limpet"
+    with limpet.open(db_path, page_size=512) as db:
+        with db.write() as txn:
+            txn[USERS].update({f"user-{number:05}": 0 for number in range(50)})
+        with db.write() as txn:
+            txn[USERS].update({f"wide-{number}": "w" * 150 for number in range(9)})
+            del txn[USERS]["user-00010"]
+        shutil.copyfile(db_path, copy)
+    return copy
+
+
+def test_a_record_of_several_pages_is_whole_page_by_page(widely_logged: Path) -> None:
+    # The later pages of a record were shown as damaged by `page`, and a deletion as a value that cannot be decoded.
+    with limpet.inspect(widely_logged) as inspection:
+        first, *later = (page.pgno for page in inspection.pages() if page.kind == "log" and page.state == "reached")
+        assert len(later) >= 2
+        record = inspection.page(first)
+        assert [entry for entry in record.entries if "problem" in entry] == []
+        (deletion,) = (entry for entry in record.entries if entry["change"] == "delete")
+        assert (deletion["key"], "value" in deletion) == ("user-00010", False)
+        for page in map(inspection.page, later):
+            assert (page.kind, page.problem, page.fields) == ("log", None, {"first_page": first})
+        for pgno in (1, 2):
+            overwrite(widely_logged, pgno * 512, b"\xff" * META_SIZE)
+    # Without a meta nothing says that these pages are a log: the checksum of a record of several pages was compared
+    # with that of its first page, and the record belonged to the catalogue, because no tree has its number.
+    with limpet.inspect(widely_logged) as inspection:
+        info = list(inspection.pages())[first]
+        assert (info.kind, info.state, info.problem, info.tree_id, info.table) == ("log", "unknown", None, None, None)
 
 
 def all_of(iterator: Iterator[Any]) -> list[Any]:

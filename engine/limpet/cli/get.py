@@ -6,7 +6,6 @@ import argparse
 import sys
 from typing import Any
 
-from ..errors import CorruptError
 from ..inspection import plain
 from .terminal import (
     KEY_HELP,
@@ -53,9 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
     with inspected(arguments) as inspection:
         table = inspection.table(arguments.table)
-        if table.codecs is None:
-            raise CorruptError(table.problem or "the codecs are not known", table=table.name)
-        key = parse_key(arguments.key, table.codecs.key)
+        codecs = table.known_codecs()
+        key = parse_key(arguments.key, codecs.key)
         try:
             value: Any = inspection.get(table.name, key, _MISSING)
         except (TypeError, ValueError) as error:
@@ -69,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             note(f"table {table.name!r} of commit {inspection.txid} has no key {plain(key)!r}")
         elif arguments.raw:
             sys.stdout.flush()
-            sys.stdout.buffer.write(table.codecs.value.encode_value(value))
+            sys.stdout.buffer.write(codecs.value.encode_value(value))
         else:
             shown = plain(value)
             text = shown if isinstance(shown, str) and table.value != "JSON" else to_json(shown)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from ..errors import CorruptError
 from .terminal import (
     DAMAGED,
     FINE,
@@ -25,7 +24,8 @@ from .terminal import (
 _TEXT = f"""\
 {KEY_HELP}
 Shows every page that has to be read to get at an entry: meta, catalogue, the table's tree from the
-root to the leaf, overflow run; and which child or entry is taken in each.
+root to the leaf, overflow run; and which child or entry is taken in each. What the log says of the
+key comes last, and counts.
 
 exit codes: 0 found, 1 there is no such table or key, 2 damaged
 
@@ -46,16 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
     with inspected(arguments) as inspection:
         table = inspection.table(arguments.table)
-        if table.codecs is None:
-            raise CorruptError(table.problem or "the codecs are not known", table=table.name)
-        key = parse_key(arguments.key, table.codecs.key)
+        key = parse_key(arguments.key, table.known_codecs().key)
         try:
             steps = inspection.path(table.name, key)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{arguments.key!r} is no key of {table.key}: {error}") from None
         problem = next((step for step in steps if step.problem is not None), None)
-        found = steps[-1].kind == "overflow" or (steps[-1].kind == "leaf" and steps[-1].index is not None)
-        found = found and steps[-1].tree != "catalogue"
+        last = steps[-1]
+        is_empty = last.tree == "catalogue"  # the way ends where the table's tree should begin
+        found = not is_empty and (last.kind == "overflow" or last.index is not None)
         code = code_of(inspection, DAMAGED if problem is not None else FINE if found else WARNINGS)
     if arguments.json:
         for step in steps:
@@ -68,5 +67,5 @@ def run(arguments: argparse.Namespace) -> int:
     if problem is not None:
         print_wrapped(f"page {problem.pgno}: {problem.problem}", indent=4)
     elif not found:
-        print("the key is not there" if steps[-1].kind == "leaf" else "the table is empty")
+        print("the table is empty" if is_empty else "the key is not there")
     return code
