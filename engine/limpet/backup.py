@@ -59,6 +59,18 @@ def temporary_name(path: str) -> str:
     return f"{path}.{random_bytes(4).hex()}.new"
 
 
+def create_beside(file_system: FileSystem, path: str, like: File) -> File:
+    """A new file to be built beside `path`, which those may read who may read `like`."""
+    file = file_system.create(temporary_name(path))
+    try:
+        file.copy_mode(like)
+    except BaseException:
+        file.close()
+        file_system.remove(file.path)
+        raise
+    return file
+
+
 def initialise(file: File, header: Header, meta: Meta) -> None:
     """Write the head of a new file: header, an empty holder page, the meta in both slots as a clean close leaves it."""
     page_size = header.page_size

@@ -9,7 +9,7 @@ import weakref
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from .backup import Progress, first_meta, initialise, new_header, put_in_place, temporary_name, write_copy
+from .backup import Progress, create_beside, first_meta, initialise, new_header, put_in_place, write_copy
 from .check import Report, check_commit
 from .checksum import KIND_NUMBERS, default_kind
 from .committer import DURABILITIES, SYNC, Committer
@@ -390,7 +390,7 @@ class Database(Committer):
             transaction.abort()
 
     def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
-        file = self._file_system.create(temporary_name(target)) if target != MEMORY else MemoryFile()
+        file: File = MemoryFile() if target == MEMORY else create_beside(self._file_system, target, self._file)
         try:
             write_copy(snapshot.pager, snapshot.tables, snapshot.txid, snapshot.next_tree_id, file, progress)
         except BaseException:

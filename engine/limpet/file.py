@@ -107,6 +107,10 @@ class File(ABC):
     def try_lock(self, *, exclusive: bool) -> bool:
         """Take the lock if it is free."""
 
+    def copy_mode(self, other: File) -> None:
+        """Let those read and write this file who may do so with the other one; as far as the system allows it."""
+        return
+
     @abstractmethod
     def is_at_path(self) -> bool:
         """Whether the path still names this file, and not one that replaced it."""
@@ -359,6 +363,20 @@ class OSFile(File):
     def try_lock(self, *, exclusive: bool) -> bool:
         try:
             return _try_lock(self._checked(), exclusive=exclusive)
+        except OSError as error:
+            raise self._named(error) from error
+
+    def copy_mode(self, other: File) -> None:
+        if not isinstance(other, OSFile) or not hasattr(os, "fchmod") or not hasattr(os, "fchown"):
+            return
+        try:
+            theirs, ours = os.fstat(other._checked()), os.fstat(self._checked())
+            if (theirs.st_uid, theirs.st_gid) != (ours.st_uid, ours.st_gid):
+                try:
+                    os.fchown(self._descriptor, theirs.st_uid, theirs.st_gid)
+                except PermissionError:
+                    pass  # only the owner of both may; the mode is what keeps others out
+            os.fchmod(self._descriptor, theirs.st_mode & 0o777)
         except OSError as error:
             raise self._named(error) from error
 

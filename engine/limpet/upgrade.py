@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from .backup import Progress, TableSource, new_header, put_in_place, temporary_name, write_tables
+from .backup import Progress, TableSource, create_beside, new_header, put_in_place, write_tables
 from .codecs import describe_key
 from .errors import CorruptError, FormatError, LimpetError, LockedError
 from .file import File, FileSystem, OSFileSystem, wait_for_lock
@@ -183,7 +183,7 @@ def _keep(file_system: FileSystem, file: File, target: str) -> str:
     if file_system.exists(target):
         _log.info("%s is there already and stays as it is", target)
         return target
-    copy = file_system.create(temporary_name(target))
+    copy = create_beside(file_system, target, file)
     try:
         size = file.size()
         for at in range(0, size, _CHUNK):
@@ -204,7 +204,7 @@ def _replace(
     file_system: FileSystem, old: OldFile, tables: list[OldTable], path: str, progress: Progress | None
 ) -> None:
     """Write the new file, compare it with the old one, and put it in place."""
-    target = file_system.create(temporary_name(path))
+    target = create_beside(file_system, path, old.file)
     total = sum(table.entry_count for table in tables)
 
     def report(share: int, done: int) -> None:

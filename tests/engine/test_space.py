@@ -1,7 +1,9 @@
 """Space and memory: freed pages are used again, the file does not grow without bound, the cache keeps to its size."""
 
 import gc
+import os
 import random
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -355,3 +357,16 @@ def test_trim_keeps_what_a_reader_needs(open_db: Opener, db_path: Path) -> None:
         db.trim()
         assert all(value == bytes(200) for value in reader[NUMBERS].values())
         assert len(reader[NUMBERS]) == 20_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fchmod"), reason="the system has no such modes")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_copies_are_as_private_as_the_file(db_path: Path, tmp_path: Path, mode: int) -> None:
+    copy = tmp_path / "copy.limpet"
+    with limpet.open(db_path) as db:
+        with db.write() as txn:
+            txn[NUMBERS][1] = b"secret"
+        db_path.chmod(mode)
+        db.backup(copy)
+        db.compact()
+    assert (stat.S_IMODE(copy.stat().st_mode), stat.S_IMODE(db_path.stat().st_mode)) == (mode, mode)

@@ -10,6 +10,7 @@ import lzma
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -52,6 +53,13 @@ def test_a_backup_that_is_there_is_never_overwritten(old_path: Path) -> None:
     assert result.upgraded
     assert bak(old_path).read_bytes() == b"somebody's only copy"
     assert entries(old_path) == content()
+
+
+@pytest.mark.skipif(not hasattr(os, "fchmod"), reason="the system has no such modes")
+def test_what_was_private_stays_private(old_path: Path) -> None:
+    old_path.chmod(0o600)
+    limpet.upgrade(old_path)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (old_path, bak(old_path))] == [0o600, 0o600]
 
 
 def test_a_damaged_file_is_refused_and_left_alone(old_path: Path, seed: int) -> None:

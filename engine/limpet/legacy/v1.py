@@ -90,7 +90,7 @@ class OldFile:
 
         raises   FormatError: not of format 1, or the header is damaged; CorruptError
         """
-        self._file = file
+        self.file = file
         head = file.read(0, _HEADER.size)
         if len(head) < _HEADER.size or head[:8] != _MAGIC:
             raise FormatError(f"{file.path}: not a Limpet file, or its header is cut off")
@@ -115,7 +115,7 @@ class OldFile:
     # -- which commit ----------------------------------------------------------------------------
 
     def _read_meta(self, pgno: int) -> _Meta | None:
-        data = self._file.read(pgno * self.page_size, _META.size)
+        data = self.file.read(pgno * self.page_size, _META.size)
         if len(data) < _META.size:
             return None
         stored, *fields, own = _META.unpack(data)
@@ -130,12 +130,12 @@ class OldFile:
         problem: CorruptError | None = None
         for meta in sorted(metas, key=lambda meta: (meta.txid, meta.flags), reverse=True):
             needed = meta.high_water * self.page_size
-            if self._file.size() < needed:
+            if self.file.size() < needed:
                 problem = CorruptError(
                     f"the file was cut short: commit {meta.txid} needs {needed} bytes",
-                    offset=self._file.size(),
+                    offset=self.file.size(),
                     expected=f"{needed} bytes",
-                    found=f"{self._file.size()} bytes",
+                    found=f"{self.file.size()} bytes",
                 )
             elif meta.durable_txid == meta.txid:
                 return meta
@@ -230,9 +230,9 @@ class OldFile:
     def _page(self, ref: int, size: int) -> bytes:
         pgno, expected = ref & 0xFFFFFFFF, ref >> 32
         offset = pgno * self.page_size
-        if pgno < _FIRST_NODE or offset + size > self._file.size():
+        if pgno < _FIRST_NODE or offset + size > self.file.size():
             raise CorruptError("a reference leaves the file", pgno=pgno, offset=offset)
-        page = self._file.read(offset, size)
+        page = self.file.read(offset, size)
         found = self._checksum(memoryview(page)[4:], self._seed)
         if found != expected or len(page) != size:
             raise CorruptError(
