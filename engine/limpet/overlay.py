@@ -243,6 +243,8 @@ def _merged(
         if keys:
             yield keys, values
         return
+    if changed[first:last] == keys and [changes[key] for key in keys].count(None) == len(keys):
+        return  # all deleted, as behind the head of a queue: 2 us a leaf instead of 10
     starts = range(first, last, _MERGED)
     for start in reversed(starts) if reverse else starts:
         stop = min(start + _MERGED, last)
