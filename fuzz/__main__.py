@@ -9,18 +9,18 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import functools
-import logging
 import os
 import random
 import sys
 import time
 
 from .classes import fault_classes
-from .harness import Budget, Failure, FaultClass, run_class, save, shrink
+from .harness import Budget, Failure, FaultClass, quiet, run_class, save, shrink
 
 _SHARES = {"F4": 3.0}  # the mutants need more time than one class
 
 
+@quiet()
 def main() -> int:
     """Run, report, and return the exit code: 1 if anything failed."""
     arguments = _arguments()
@@ -32,7 +32,6 @@ def main() -> int:
             print(f"no such class: {', '.join(sorted(unknown))}; there are {', '.join(each.name for each in classes)}")
             return 64
         classes = [each for each in classes if each.name in wanted]
-    logging.disable(logging.CRITICAL)  # the engine tells of every fault it meets
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed} (repeat with --seed {seed}), {arguments.seconds:g} seconds, {len(classes)} classes")
     shares = [_SHARES.get(each.name, 1.0) for each in classes]

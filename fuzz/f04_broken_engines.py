@@ -6,10 +6,9 @@ them is a failure of the harness.
 
 from __future__ import annotations
 
-import logging
 import warnings
 
-from .harness import Budget, Case, Failure, FaultClass, told_as
+from .harness import Budget, Case, Failure, FaultClass, quiet, told_as
 from .mutants import MUTANTS, Mutant
 
 SECONDS = 6.0  # for one class to notice one mutant
@@ -32,27 +31,13 @@ def hunt(mutant: Mutant, seed: int, seconds: float = SECONDS) -> str | None:
 
     known = {each.name: each for each in fault_classes()}
     for name in mutant.killers:
-        with mutant.applied(), quiet():
+        with mutant.applied(), quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the engine is broken, after all
             try:
                 known[name].run(Budget(seconds, seed, workload=mutant.workload))
             except Failure as failure:
                 return f"{name}: {failure.message.splitlines()[0]}"
     return None
-
-
-class quiet:  # noqa: N801  # used like a function, as contextlib's own
-    """While entered, the engine's messages and warnings are dropped: it is broken, after all."""
-
-    def __enter__(self) -> None:
-        self._disabled = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *_: object) -> None:
-        self._warnings.__exit__(None, None, None)
-        logging.disable(self._disabled)
 
 
 def _replay(case: Case) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import signal
 import threading
@@ -120,6 +121,26 @@ def no_hang(seconds: float = LONGEST_STATE_S) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nobody is shown what the engine and the store log: they tell of every fault they meet.
+
+    Handlers of their loggers go on to hear it, unlike with `logging.disable`.
+    """
+    loggers = [logging.getLogger(name) for name in ("limpet", "limpet_store")]
+    before = [logger.propagate for logger in loggers]
+    nobody = logging.NullHandler()
+    for logger in loggers:
+        logger.propagate = False
+        logger.addHandler(nobody)
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.propagate = propagate
+            logger.removeHandler(nobody)
 
 
 @contextmanager

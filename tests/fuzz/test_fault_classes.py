@@ -5,7 +5,6 @@
 
 import itertools
 import json
-import logging
 import os
 import random
 import sys
@@ -22,7 +21,7 @@ from fuzz import f10_flipped_bits, f13_kills  # noqa: E402 the path comes first
 from fuzz.classes import fault_classes  # noqa: E402 the path comes first
 from fuzz.damage import sample  # noqa: E402 the path comes first
 from fuzz.f04_broken_engines import hunt  # noqa: E402 the path comes first
-from fuzz.harness import REGRESSIONS, Budget, Failure, FaultClass, run_class, save  # noqa: E402 as above
+from fuzz.harness import REGRESSIONS, Budget, Failure, FaultClass, quiet, run_class, save  # noqa: E402 as above
 from fuzz.mutants import MUTANTS, Mutant  # noqa: E402 the path comes first
 
 CLASSES = {each.name: each for each in fault_classes()}
@@ -51,11 +50,9 @@ CASES = sorted(REGRESSIONS.glob("*.json"))
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """The engine tells of every fault it meets."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+def silence() -> Iterator[None]:
+    with quiet():
+        yield
 
 
 def complain(fault_class: FaultClass, failure: Failure, seed: int) -> None:
