@@ -89,6 +89,7 @@ STORE_ORDER = [
     "work",
     "schema",
     "records",
+    "generated",
     "wire",
     "tier",
     "errors",

@@ -84,11 +84,11 @@ def _check_rows(work: Work, rows: Rows[Any, Any]) -> Iterator[str]:
             yield f"{rows.name}[{key!r}] cannot be decoded: {error}"
             continue
         for index in rows.indexes:
-            entries = work.view(index.table)
-            for entry, value in index.entries(key, record):
+            entry = index.entry(key, record)
+            if entry is not None:
                 expected[index] += 1
-                if entries.get(entry) != value:
-                    yield f"{rows.name}[{key!r}]: its entry {entry!r} in {index.table.name} is missing or wrong"
+                if work.view(index.table).get(entry[0]) != entry[1]:
+                    yield f"{rows.name}[{key!r}]: its entry {entry[0]!r} in {index.table.name} is missing or wrong"
     for index, count in expected.items():
         surplus = len(work.view(index.table)) - count
         if surplus > 0:

@@ -12,13 +12,12 @@ as an archive row. Three rules make sure that no archive row is ever overwritten
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from .errors import StoreError
-from .records import Message, SessionMeta
+from .records import Message, SessionMeta, changed
 from .schema import (
     ACTIVE,
     ARCHIVE,
@@ -101,7 +100,7 @@ def add(work: Work, key: str, messages: Sequence[Message], *, archive: bool) -> 
         work.put(COUNTERS, (key, generation), _more(history, seqs, archive_size, now), history)
     elif history is None:
         mark_used(work, key, generation)
-    work.put(SESSIONS, key, dataclasses.replace(meta, message_count=first + len(seqs), last_active=now), stored)
+    work.put(SESSIONS, key, changed(meta, message_count=first + len(seqs), last_active=now), stored)
     return seqs
 
 

@@ -7,12 +7,11 @@ version is refused: of two pollers, the later one does not win with older data.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 from .errors import ConflictError, ExistsError, NotFoundError
 from .family import AnyFace, Family, reads, writes
-from .records import ExternalJob
+from .records import ExternalJob, changed
 from .schema import JOB_ENDS, JOB_POLLS, JOBS, key_int
 from .work import Work
 
@@ -60,12 +59,12 @@ class Jobs(Family[AnyFace]):
             raise NotFoundError(self.name, job.id)
         if stored.version != job.version:
             raise ConflictError(self.name, job.id, expected=job.version, found=stored.version)
-        changed = dataclasses.replace(job.stamped(work.now()), version=stored.version + 1)
-        if changed == stored:  # versions are not compared
+        written = changed(job.stamped(work.now()), version=stored.version + 1)
+        if written == stored:  # versions are not compared
             return stored.version
-        work.put(JOBS, job.id, changed, stored)
-        _give_back(work, job, changed)
-        return changed.version
+        work.put(JOBS, job.id, written, stored)
+        _give_back(work, job, written)
+        return written.version
 
     @reads
     def get(self, id: str) -> ExternalJob | None:  # noqa: A002  # the contract names the parameter `id`
@@ -103,7 +102,7 @@ class Jobs(Family[AnyFace]):
         for job in _due(work, now):
             if len(claimed) == limit:
                 break
-            taken = dataclasses.replace(job, next_poll_at=now + lease, version=job.version + 1)
+            taken = changed(job, next_poll_at=now + lease, version=job.version + 1)
             work.put(JOBS, job.id, taken, job)
             claimed.append(taken)
         return claimed

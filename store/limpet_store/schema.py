@@ -5,7 +5,7 @@ Three sorts of tables:
   rows      what callers gave us. The value is UTF-8 text, as a rule the record's JSON. Where the store has to remember
             something beside the record, the text is a JSON array with the record as its last element:
             archive [stored_at, message], tasks [attempts, task], jobs [version, job]
-  indexes   entries that follow from a row by a function in this module, and from nothing else; `Index.entries` is that
+  indexes   entries that follow from a row by a function in this module, and from nothing else; `Index.entry` is that
             function. Whoever writes a row writes its entries in the same transaction (`Work.put`), and `check` compares
   counters  numbers per session and generation that save counting; verified by `check` as well
 
@@ -17,7 +17,7 @@ rewritten by every message, an hourly one by the first message of an hour. Reten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -74,13 +74,13 @@ class Counter(NamedTuple):
 class Index(Generic[K, R]):
     """A table whose entries follow from the rows of another.
 
-    table    where the entries are
-    entries  (key, record) -> the (key, value) pairs that this row has in the index
-    owner    (entry key, entry value) -> the key of the row
+    table  where the entries are
+    entry  (key, record) -> the (key, value) that this row has in the index, or None
+    owner  (entry key, entry value) -> the key of the row
     """
 
     table: Table
-    entries: Callable[[K, R], Iterable[tuple[Any, Any]]]
+    entry: Callable[[K, R], tuple[Any, Any] | None]
     owner: Callable[[Any, Any], K]
 
 
@@ -174,6 +174,9 @@ def _decode_archived(_key: object, raw: bytes) -> Archived:
 
 
 def _encode_counter(counter: Counter) -> str:
+    if max(counter) < wire.SAFE_INT and min(counter) > -wire.SAFE_INT:
+        rows, size, first, following, oldest = counter
+        return f"[{rows},{size},{first},{following},{oldest}]"  # 0.7 us instead of 1.5, twice a message
     return wire.dumps(list(counter))
 
 
@@ -256,47 +259,51 @@ def _decode_json(_key: object, raw: bytes) -> Any:
 # --- what follows from a row -----------------------------------------------------------------------------------------
 
 
-def _session_hours(key: str, meta: SessionMeta) -> Iterable[tuple[tuple[int, str], bytes]]:
-    yield (hour(meta.last_active), key), b""
+def _session_hours(key: str, meta: SessionMeta) -> tuple[tuple[int, str], bytes]:
+    return (hour(meta.last_active), key), b""
 
 
-def _archive_hours(key: tuple[str, int], counter: Counter) -> Iterable[tuple[tuple[int, str, int], bytes]]:
+def _archive_hours(key: tuple[str, int], counter: Counter) -> tuple[tuple[int, str, int], bytes] | None:
     session_key, generation = key
     if generation != ACTIVE and counter.row_count:
-        yield (hour(counter.oldest_at), session_key, generation), b""
+        return (hour(counter.oldest_at), session_key, generation), b""
+    return None
 
 
-def _task_ids(arrival: int, task: QueuedTask) -> Iterable[tuple[str, int]]:
-    yield task.id, arrival
+def _task_ids(arrival: int, task: QueuedTask) -> tuple[str, int]:
+    return task.id, arrival
 
 
-def _task_queue(arrival: int, task: QueuedTask) -> Iterable[tuple[tuple[str, int, int, int], bytes]]:
-    yield (task.status.value, task.priority.rank, key_int(task.created_at), arrival), b""
+def _task_queue(arrival: int, task: QueuedTask) -> tuple[tuple[str, int, int, int], bytes]:
+    return (task.status.value, task.priority.rank, key_int(task.created_at), arrival), b""
 
 
-def _task_sessions(arrival: int, task: QueuedTask) -> Iterable[tuple[tuple[str, str, int, int], str]]:
-    yield (task.session_key, task.status.value, task.priority.rank, arrival), task.content_hash
+def _task_sessions(arrival: int, task: QueuedTask) -> tuple[tuple[str, str, int, int], str]:
+    return (task.session_key, task.status.value, task.priority.rank, arrival), task.content_hash
 
 
-def _task_expiry(arrival: int, task: QueuedTask) -> Iterable[tuple[tuple[int, int], bytes]]:
+def _task_expiry(arrival: int, task: QueuedTask) -> tuple[tuple[int, int], bytes] | None:
     """A task that runs, or whose reply nobody has seen, does not expire."""
-    may_expire = task.status is TaskStatus.PENDING or (task.status.finished and task.notified)
+    may_expire = task.status is TaskStatus.PENDING or (task.notified and task.status.finished)
     if may_expire and task.ttl_secs:
-        yield (key_int(task.created_at + task.ttl_secs), arrival), b""
+        return (key_int(task.created_at + task.ttl_secs), arrival), b""
+    return None
 
 
-def _job_polls(key: str, job: ExternalJob) -> Iterable[tuple[tuple[int, str], bytes]]:
+def _job_polls(key: str, job: ExternalJob) -> tuple[tuple[int, str], bytes] | None:
     if job.delivery_attempts < MAX_DELIVERY_ATTEMPTS and (not job.status.finished or job.needs_delivery()):
-        yield (key_int(job.next_poll_at), key), b""
+        return (key_int(job.next_poll_at), key), b""
+    return None
 
 
-def _job_ends(key: str, job: ExternalJob) -> Iterable[tuple[tuple[int, str], bytes]]:
+def _job_ends(key: str, job: ExternalJob) -> tuple[tuple[int, str], bytes] | None:
     if job.status.finished and (not job.needs_delivery() or job.delivery_attempts >= MAX_DELIVERY_ATTEMPTS):
-        yield (key_int(job.submitted_at), key), b""
+        return (key_int(job.submitted_at), key), b""
+    return None
 
 
-def _idempotency_times(key: str, seconds: int) -> Iterable[tuple[tuple[int, str], bytes]]:
-    yield (key_int(seconds), key), b""
+def _idempotency_times(key: str, seconds: int) -> tuple[tuple[int, str], bytes]:
+    return (key_int(seconds), key), b""
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------

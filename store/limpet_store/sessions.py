@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import builtins
-import dataclasses
 import enum
 from typing import Final
 
 from . import history
 from .errors import NotFoundError
 from .family import AnyFace, Family, reads, writes
-from .records import SessionMeta, TitleSource
+from .records import SessionMeta, TitleSource, changed
 from .schema import KEY_INT_MAX, SESSIONS
 from .work import Work
 
@@ -94,7 +93,7 @@ class Sessions(Family[AnyFace]):
         auto_title = meta.title_source is TitleSource.AUTO
         history.clear_active(work, key)
         history.mark_used(work, key, generation)
-        fresh = dataclasses.replace(
+        fresh = changed(
             meta,
             generation=generation,
             message_count=0,
@@ -125,7 +124,7 @@ class Sessions(Family[AnyFace]):
         stored = work.get(SESSIONS, key)
         if stored is None:
             raise NotFoundError(self.name, key)
-        meta = dataclasses.replace(stored)
+        meta = changed(stored)
         if title is not UNSET:
             meta.title = title
             meta.title_source = None if title is None else TitleSource.USER
@@ -152,12 +151,12 @@ def put(work: Work, key: str, meta: SessionMeta) -> bool:
     meta = meta.stamped(work.now())
     stored = work.get(SESSIONS, key)
     if stored is None:
-        meta = dataclasses.replace(meta, generation=max(meta.generation, history.last_generation(work, key) + 1))
+        meta = changed(meta, generation=max(meta.generation, history.last_generation(work, key) + 1))
     elif meta.generation < stored.generation:  # its message_count is that of an older generation
-        meta = dataclasses.replace(meta, generation=stored.generation, message_count=stored.message_count)
+        meta = changed(meta, generation=stored.generation, message_count=stored.message_count)
     elif meta.generation == stored.generation:
-        meta = dataclasses.replace(meta, message_count=max(meta.message_count, stored.message_count))
-    changed = work.put(SESSIONS, key, meta, stored)
-    if changed:
+        meta = changed(meta, message_count=max(meta.message_count, stored.message_count))
+    is_new = work.put(SESSIONS, key, meta, stored)
+    if is_new:
         history.mark_used(work, key, meta.generation)
-    return changed
+    return is_new

@@ -8,14 +8,13 @@ within a second. Everything the gateway asks is answered from an index.
 from __future__ import annotations
 
 import builtins
-import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import idempotency, wire
 from .errors import ExistsError, NotFoundError
 from .family import AnyFace, Family, reads, writes
-from .records import QueuedMessage, QueuedTask, Submission, TaskStatus
+from .records import QueuedMessage, QueuedTask, Submission, TaskStatus, changed
 from .schema import TASK_EXPIRY, TASK_IDS, TASK_MESSAGES, TASK_QUEUE, TASK_SESSIONS, TASKS, key_int
 from .work import Work
 
@@ -51,7 +50,7 @@ class Tasks(Family[AnyFace]):
                 if found is not None:
                     if found.is_expired(work.now()):
                         lives = _life(found, task.created_at, task.ttl_secs)
-                        work.put(TASKS, arrival, dataclasses.replace(found, ttl_secs=lives), found)
+                        work.put(TASKS, arrival, changed(found, ttl_secs=lives), found)
                     return Submission("duplicate", found.id)
         for arrival, rank, _ in waiting:
             if rank == task.priority.rank:
@@ -86,7 +85,7 @@ class Tasks(Family[AnyFace]):
         for arrival in _queued(work, TaskStatus.PENDING):
             task = work.get(TASKS, arrival)
             if task is not None:
-                running = dataclasses.replace(task, status=TaskStatus.RUNNING, updated_at=work.now())
+                running = changed(task, status=TaskStatus.RUNNING, updated_at=work.now())
                 work.put(TASKS, arrival, running, task)
                 return _with_messages(work, running)
         return None
@@ -139,7 +138,7 @@ class Tasks(Family[AnyFace]):
             else:
                 changes["status"] = TaskStatus.PENDING
                 count += 1
-            work.put(TASKS, arrival, dataclasses.replace(task, **changes), task)
+            work.put(TASKS, arrival, changed(task, **changes), task)
         return count
 
     @writes
@@ -257,12 +256,12 @@ def write(work: Work, task: QueuedTask) -> bool:
     if arrival is None or stored is None:
         _insert(work, task, arrival=task.arrival)
         return True
-    changed = work.put(TASKS, arrival, task, stored)
+    is_new = work.put(TASKS, arrival, task, stored)
     if stored.messages != task.messages:
         work.remove_range(TASK_MESSAGES, (arrival,), (arrival + 1,))
         _put_messages(work, arrival, 0, task.messages)
-        changed = True
-    return changed
+        is_new = True
+    return is_new
 
 
 def _checked(work: Work, task: QueuedTask) -> QueuedTask:
@@ -305,7 +304,7 @@ def _merge(work: Work, task: QueuedTask, messages: Iterable[QueuedMessage], **bu
     assert arrival is not None
     last = next(iter(work.view(TASK_MESSAGES.table).prefix((arrival,), reverse=True)), None)
     _put_messages(work, arrival, 0 if last is None else last[0][1] + 1, messages)
-    work.put(TASKS, arrival, dataclasses.replace(task, updated_at=work.now(), **budget), task)
+    work.put(TASKS, arrival, changed(task, updated_at=work.now(), **budget), task)
 
 
 def _life(task: QueuedTask, created_at: int, ttl_secs: int) -> int:
@@ -334,8 +333,7 @@ def _update(work: Work, id: str, **changes: Any) -> None:  # noqa: A002  # as ab
     """Change fields of a task's row; a row that has these values already is left alone, its time included."""
     arrival, task = _find(work, id)
     if any(getattr(task, name) != value for name, value in changes.items()):
-        changed = dataclasses.replace(task, updated_at=work.now(), **changes)
-        work.put(TASKS, arrival, changed, task)
+        work.put(TASKS, arrival, changed(task, updated_at=work.now(), **changes), task)
 
 
 def _queued(work: Work, status: TaskStatus) -> Iterator[int]:
