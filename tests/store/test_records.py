@@ -345,7 +345,7 @@ def test_a_copy_is_what_dataclasses_replace_gives() -> None:
     assert (changed(task).attempts, changed(task).arrival) == (3, 7)
     assert changed(task, status="Done").status is TaskStatus.DONE, "a status may be given as text"
     special: Any = dataclasses.make_dataclass("Special", [("more", int, 1)], bases=(QueuedTask,), kw_only=True)
-    mine = special(session_key="s", messages=[], more=2)
+    mine = special(session_key="s", messages=[], created_at=1, more=2)
     assert (type(changed(mine)), changed(mine).more) == (special, 2)
     assert type(special.from_dict(mine.to_dict())) is special
 
