@@ -15,7 +15,9 @@ import base64
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, TypeVar
 
 from limpet import ReadOnlyError, ReadTransaction, Table, TableView, WriteTransaction
@@ -41,6 +43,36 @@ class Context:
     clock: Callable[[], float]
     suspects: dict[str, dict[tuple[str, Any], Rows[Any, Any]]] = field(default_factory=dict)
     logged: set[tuple[str, Any]] = field(default_factory=set)
+
+
+class _Savepoint(AbstractContextManager[None]):
+    """The context manager behind `Work.savepoint`; a class, because a generator takes 1.2 us more in every step."""
+
+    __slots__ = ("_changed", "_engine", "_undo_count", "_work")
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def __enter__(self) -> None:
+        work = self._work
+        self._changed, self._undo_count = work.changed, len(work._undo)
+        self._engine = work.engine.savepoint()
+        self._engine.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._engine.__exit__(kind, error, trace)
+        except BaseException:
+            self._take_back()
+            raise
+        if kind is not None:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        self._work.changed = self._changed
+        self._work.undo(self._undo_count)
 
 
 class Work:
@@ -69,14 +101,8 @@ class Work:
         """Run a family's method in this transaction; see `family.Scope`."""
         if not writes:
             return body(family, *args, **kwargs)
-        changed, undo_count = self.changed, len(self._undo)
-        try:  # as savepoint(), which is a generator and takes 1.5 us more
-            with self.engine.savepoint():
-                return self.write(family, body, args, kwargs)
-        except BaseException:
-            self.changed = changed
-            self.undo(undo_count)
-            raise
+        with self.savepoint():
+            return self.write(family, body, args, kwargs)
 
     def write(self, family: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a writing method that needs no savepoint, since the transaction ends with it."""
@@ -105,17 +131,9 @@ class Work:
         finally:
             self._setting_aside = before
 
-    @contextlib.contextmanager
-    def savepoint(self) -> Iterator[None]:
+    def savepoint(self) -> AbstractContextManager[None]:
         """Undo what happens inside when it raises, records that were given back included."""
-        changed, undo_count = self.changed, len(self._undo)
-        try:
-            with self.engine.savepoint():
-                yield
-        except BaseException:
-            self.changed = changed
-            self.undo(undo_count)
-            raise
+        return _Savepoint(self)
 
     def on_undo(self, action: Callable[[], None]) -> None:
         """Have something done when the change that was just made does not come to pass."""
