@@ -860,7 +860,7 @@ class Committer:
                 changes[key] = encode_catalogue_entry(
                     CatalogueEntry(Ref(info.root), info.root_count, info.tree_id, info.value.number, shape, codecs)
                 )
-            elif self._catalogue_root and btree.get(pager, self._catalogue_root, CATALOGUE_TREE, key) is not None:
+            elif self._catalogue_root and btree.get(pager, self._catalogue_root, CATALOGUE_TREE, None, key) is not None:
                 changes[key] = None
         if not changes:
             return self._catalogue_root

@@ -176,14 +176,20 @@ class Database(Committer):
         returns  a ReadTransaction; close it, best with `with`
         raises   ClosedError, PoisonedError
         """
+        transaction = ReadTransaction()
+        transaction._open = False
+        transaction._first = transaction._view = transaction._others = None
+        transaction._pins = pins = self._pins
         while True:
             snapshot = self._published
             if snapshot is None:  # closed, poisoned, or inherited by a fork
+                transaction.close()
                 raise self._error()
-            transaction = ReadTransaction(self._pins, snapshot)
+            transaction._snapshot = snapshot
+            transaction._open = True
+            pins[id(transaction)] = snapshot.txid
             if self._published is snapshot:
                 return transaction
-            transaction.close()
 
     def write(self, *, durability: str | None = None, timeout: float | None = None) -> WriteTransaction:
         """Begin to change the database; waits until no other thread does.
