@@ -31,6 +31,7 @@ from typing import NamedTuple
 from .checksum import ChecksumFunction
 from .errors import CorruptError
 from .format import (
+    CHECKSUM,
     LOG,
     LOG_CHANGE,
     LOG_CHANGES_AT,
@@ -148,7 +149,7 @@ def encode_record(
     size = len(changes)
     pages = log_record_pages(size, page_size)
     head = _HEAD.pack(LOG, 0, pages, pgno, 0, stamp, epoch, durable_txid, commit_us, previous, size)
-    return head + changes + bytes(pages * page_size - LOG_CHANGES_AT - size)
+    return (head + changes).ljust(pages * page_size - CHECKSUM.size, b"\0")
 
 
 # -- decoding ------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ from .format import (
     CATALOGUE_ENTRY,
     FIRST_TABLE_TREE,
     Ref,
-    Txid,
     make_stamp,
     max_inline_entry,
     max_key_size,
@@ -57,7 +56,7 @@ class Snapshot:
 
     __slots__ = ("next_tree_id", "pager", "tables", "trees", "txid")
 
-    def __init__(self, txid: Txid, tables: dict[str, TableInfo], next_tree_id: int, pager: Pager) -> None:
+    def __init__(self, txid: int, tables: dict[str, TableInfo], next_tree_id: int, pager: Pager) -> None:
         self.txid = txid
         self.tables = tables
         self.next_tree_id = next_tree_id
@@ -206,7 +205,6 @@ class WriteTransaction:
         "_allocated",
         "_base",
         "_broken",
-        "_changed",
         "_database",
         "_durability",
         "_freed",
@@ -225,12 +223,12 @@ class WriteTransaction:
         "undo",
     )
 
-    def __init__(self, database: Committer, base: Snapshot, txid: Txid, nonce: int, durability: str) -> None:
+    def __init__(self, database: Committer, base: Snapshot, txid: int, durability: str) -> None:
         self._database = database
         self._base = base
         self._pager = base.pager
         self._txid = txid
-        self._stamp = make_stamp(txid, nonce)
+        self._stamp = 0  # see `stamp`
         self._durability = durability
         self._next_tree_id = base.next_tree_id
         self._trees: dict[str, WorkingTree] = {}
@@ -240,7 +238,6 @@ class WriteTransaction:
         self._pages: set[int] = set()  # first page numbers of held pages that are still to be written
         self._stale: list[int] = []  # references of nodes that the new trees do not use
         self._spilled = False
-        self._changed = False
         self._grown = 0  # bytes of overlays since the last apply
         self._savepoints: list[Savepoint] = []
         self._broken: BaseException | None = None  # what stopped a change half-way; it cannot commit after that
@@ -252,6 +249,13 @@ class WriteTransaction:
         """The number that the commit will have."""
         return self._txid
 
+    @property
+    def stamp(self) -> int:
+        """What marks the pages of this attempt at the commit; one that ends in the log has none. Not for users."""
+        if not self._stamp:
+            self._stamp = make_stamp(self._txid, self._database.new_nonce())
+        return self._stamp
+
     # -- tables ----------------------------------------------------------------------------------
 
     def __getitem__(self, table: Table | str) -> TableView:
@@ -260,9 +264,12 @@ class WriteTransaction:
         view = self._views.get(table)
         if view is None:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
-            if definition.name not in self._base.tables:
+            name = definition.name
+            if name not in self._base.tables:
                 self._check_name(definition)
-            tree = self._tree(definition.name)
+            tree = self._trees.get(name)
+            if tree is None:
+                tree = self._tree(name)
             definition.check(tree.codecs)
             view = self._views[table] = TableView(definition, tree)
         return view
@@ -481,7 +488,7 @@ class WriteTransaction:
             error.table = error.table or tree.name
             raise
         pgnos = self._allocate(edit.drafts)
-        root, pages = btree.seal(pager, edit, tree.tree_id, self._stamp, pgnos)
+        root, pages = btree.seal(pager, edit, tree.tree_id, self.stamp, pgnos)
         self._hold(pages)
         self._stale += edit.freed
         self._free(ref_pgno(ref) for ref in edit.freed)
@@ -504,7 +511,7 @@ class WriteTransaction:
             assert value is not None
             run = self._database._allocate_run(overflow_page_count(len(value), page_size))
             self._allocated[-1].update(run)
-            body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self._stamp, page_size)
+            body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self.stamp, page_size)
             ref, page = self._pager.seal(body, run[0])
             self._hold({run[0]: page})
             changes[key] = overflow_record(len(value), Ref(ref))
