@@ -355,7 +355,9 @@ class Database(Committer):
                 before = self._file.size()
                 if self._path == MEMORY:
                     file: File = MemoryFile()
-                    write_copy(self._pager, self._tip.tables, Txid(self._tip.txid), self._tip.next_tree_id, file, progress)
+                    write_copy(
+                        self._pager, self._tip.tables, Txid(self._tip.txid), self._tip.next_tree_id, file, progress
+                    )
                 else:
                     file = self._write_copy(self._tip, self._path, progress)
                     try:
