@@ -181,7 +181,7 @@ class Committer:
         if not self._read_only:
             # If the sync of the last clean close failed, only the cache has its mark.
             file.drop_cache(FIRST_NODE_PGNO * header.page_size)
-        choice = recover(pager)
+        choice = recover(pager, glance=not self._read_only)
         if not choice.clean and not self._read_only:
             file.sync_all()  # what is found after this is on the disk, the size of the file included
             if not file.drop_cache():
@@ -195,6 +195,7 @@ class Committer:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
         tables = load_tables(pager, meta)
         self._header = header
+        self._page_size = header.page_size
         self._file = file
         self._pager = pager
         self._metas: list[Meta | None] = [None, None]
@@ -202,6 +203,7 @@ class Committer:
         self._metas[1 - choice.slot] = choice.older
         self._slot = choice.slot  # of the newest meta
         self._log = Log(meta.epoch, meta.log_start, meta.log_size, replay.used)
+        self._log.doubled = choice.older is not None and choice.older.txid == meta.txid
         if replay.records:
             self._log.previous = replay.records[-1].checksum
         self._durable_txid = self._written_txid = int(replay.last_txid)
@@ -478,7 +480,10 @@ class Committer:
             return
         wanted = OS if durability == NONE else durability
         try:
-            if self._flush_lock.wait(lambda: commit.error is not None or self._reached(wanted) >= txid):
+            mine = self._flush_lock.take() or self._flush_lock.wait(
+                lambda: commit.error is not None or self._reached(wanted) >= txid
+            )
+            if mine and commit.error is None:
                 self._flush_locked(txid, wanted)
         finally:
             self._flush_lock.release()
@@ -690,7 +695,7 @@ class Committer:
 
     def _write_record(self, *, sync: bool) -> None:
         """What all commits since the last flush changed, and a sync: the way that most commits go."""
-        page_size = self._header.page_size
+        page_size = self._page_size
         copy: Meta | None = None
         page = b""
         taken: list[tuple[int, bytes]] = []
@@ -709,9 +714,8 @@ class Committer:
                     body = encode_record(changes, pgno, stamp, log.epoch, previous, durable, now_us(), page_size)
                     ref, page = self._pager.seal(body, pgno)
                     previous = ref_checksum(ref)
-                meta, other = self._meta(), self._metas[1 - self._slot]
-                if sync and (other is None or other.txid != meta.txid):
-                    copy = replace(meta, clean=False)
+                if sync and not log.doubled:
+                    copy = replace(self._meta(), clean=False)
             if page and sync and copy is None and not self._log_unsynced:
                 self._file.write_synced(pgno * page_size, page)
             elif page:
@@ -734,6 +738,7 @@ class Committer:
                 log.previous = previous
                 if copy is not None:
                     self._metas[1 - self._slot] = copy
+                    log.doubled = True
                 self._log_unsynced = not sync
                 self._clean = False
                 self._finish(tip, sync=sync)

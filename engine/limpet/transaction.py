@@ -271,7 +271,8 @@ class WriteTransaction:
             if tree is None:
                 tree = self._tree(name)
             definition.check(tree.codecs)
-            view = self._views[table] = TableView(definition, tree)
+            view = self._views[table] = new_view(TableView)  # and no __init__, as in a ReadTransaction
+            view._table, view._tree, view._met, view._known = definition, tree, tree.codecs, NOTHING_KNOWN
         return view
 
     def table(self, table: Table | str) -> TableView:
@@ -421,7 +422,7 @@ class WriteTransaction:
     def _end(self) -> None:
         self._open = False
         for view in self._views.values():
-            view._end()
+            view._tree = ENDED
 
     # -- what the trees ask for (overlay.Owner) --------------------------------------------------
 
