@@ -112,7 +112,7 @@ def _sizes(run: Run, result: Result) -> None:
     ratio = _over(result.median(f"open after SIGKILL, {large}"), result.median(f"open after SIGKILL, {small}"))
     result.aim(f"open after SIGKILL, a file of {large} over one of {small}", ratio, 5.0, "x")
     result.note(
-        "The log is read in one piece; the larger file has the larger log, up to 1 MiB. Opening also makes what it "
+        "The log is read in one piece; the larger file has the larger log, up to 2 MiB. Opening also makes what it "
         "found durable and reads it again from the disk. What follows, the first read of a key, is not in it."
     )
 

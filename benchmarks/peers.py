@@ -153,7 +153,11 @@ class SQLite:
     def put(self, key: bytes, value: bytes) -> None:
         """See Peer."""
         with self._writer:  # a single statement is a transaction
-            self.connection().execute("INSERT OR REPLACE INTO rows VALUES (?, ?)", (key, value))
+            self.put_unqueued(key, value)
+
+    def put_unqueued(self, key: bytes, value: bytes) -> None:
+        """The same without the lock: SQLite waits for other threads by itself, as it does when it is simply used."""
+        self.connection().execute("INSERT OR REPLACE INTO rows VALUES (?, ?)", (key, value))
 
     def get(self, key: bytes) -> bytes | None:
         """See Peer. A SELECT without BEGIN: the cheapest transaction that SQLite has."""

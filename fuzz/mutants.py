@@ -227,6 +227,7 @@ MUTANTS = (
         ("F5",),
         (
             Change(_ATTACH, "if not choice.clean and not self._read_only:", "if False:"),
+            Change(_ATTACH, "glance=not self._read_only", "glance=False"),
             Change(_ATTACH, "file.drop_cache(FIRST_NODE_PGNO * header.page_size)", "pass"),
         ),
     ),

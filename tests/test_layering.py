@@ -47,6 +47,7 @@ ENGINE_ORDER = [
     "codecs",
     "btree",
     "pager",
+    "row_cache",
     "node",
     "free_space",
     "log",

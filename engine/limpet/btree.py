@@ -36,7 +36,6 @@ from .node import (
     Leaf,
     Node,
     Overflow,
-    WarmLeaf,
     branch_payload,
     encode_branch,
     finish_leaf,
@@ -46,6 +45,7 @@ from .node import (
     separator,
 )
 from .pager import Pager
+from .row_cache import RowCache
 
 if TYPE_CHECKING:
     from .node import Ends
@@ -54,7 +54,7 @@ Changes = dict[bytes, bytes | None]  # None: delete
 
 _THIN = 4  # a node that shrank below 1/4 of its page is joined with a neighbour
 _CACHED_SCAN = 8  # leaves of one scan that may push others out of the cache; the rest only fill its free room
-_WARM_AFTER = 2  # look-ups; one that is repeated will be again
+_KEPT_AFTER = 2  # look-ups in a leaf; one that is repeated will be again
 _CACHED_SEAL = 512  # nodes of one commit that enter the cache: those of a checkpoint do, those of a bulk load do not
 _BATCH = 500  # entries of a bulk load that are made into leaves at a time
 _RUN_TAIL = 2  # bytes at the end of a key that may differ within a run
@@ -63,12 +63,17 @@ _RUN_TAIL = 2  # bytes at the end of a key that may differ within a run
 # -- reading -------------------------------------------------------------------------------------
 
 
-def get(pager: Pager, root: int, tree_id: int, key: bytes) -> bytes | None:
+def get(pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes) -> bytes | None:
     """The stored value of `key` (an Overflow if it lives elsewhere), or None.
 
     root     0: an empty tree
-    cost     depth times a binary search: about 1 us when cached
+    rows     those of this root that were asked for again; the leaf's join them when it is asked often
+    cost     a look-up in a dict; otherwise depth times a binary search: about 1 us when cached
     """
+    if rows is not None:
+        known = rows.rows.get(key)
+        if known is not None:
+            return known
     if not root:
         return None
     hot = pager.hot
@@ -81,11 +86,9 @@ def get(pager: Pager, root: int, tree_id: int, key: bytes) -> bytes | None:
         level -= 1
         if node.level != level:
             raise wrong_level(ref, level, node.level)
-    if type(node) is WarmLeaf:
-        return node.entries.get(key)
     node.hits += 1
-    if node.hits > _WARM_AFTER:
-        pager.warm(ref, node)
+    if node.hits > _KEPT_AFTER and rows is not None:
+        pager.keep_rows(rows, node)
     stored: bytes | None = node.get(key)
     return stored
 
@@ -348,8 +351,8 @@ class _Editor:
 
     # Leaves.
 
-    def edit_leaf(self, ref: int, leaf: Leaf | WarmLeaf, low: int, high: int) -> tuple[list[Child], list[bytes]]:
-        if high - low == 1 and type(leaf) is Leaf and not leaf.overflow:
+    def edit_leaf(self, ref: int, leaf: Leaf, low: int, high: int) -> tuple[list[Child], list[bytes]]:
+        if high - low == 1 and not leaf.overflow:
             spliced = self._splice(ref, leaf, self.keys[low])
             if spliced is not None:
                 return [spliced], []
@@ -383,7 +386,7 @@ class _Editor:
         self.result.delta += (value is not None) - there
         return SplicedLeaf(leaf, at, key, value, there)
 
-    def _change_one(self, leaf: Leaf | WarmLeaf, keys: list[bytes], key: bytes) -> tuple[list[bytes], list[bytes], int]:
+    def _change_one(self, leaf: Leaf, keys: list[bytes], key: bytes) -> tuple[list[bytes], list[bytes], int]:
         values = leaf.values()
         at = bisect_left(keys, key)
         new = self.changes[key]
@@ -399,9 +402,7 @@ class _Editor:
             values.insert(at, new)
         return keys, values, at
 
-    def _change_many(
-        self, leaf: Leaf | WarmLeaf, old_keys: list[bytes], changed: list[bytes]
-    ) -> tuple[list[bytes], list[bytes]]:
+    def _change_many(self, leaf: Leaf, old_keys: list[bytes], changed: list[bytes]) -> tuple[list[bytes], list[bytes]]:
         entries: dict[bytes, bytes | None] = dict(zip(old_keys, leaf.values(), strict=True))
         if leaf.overflow:
             for key in changed:

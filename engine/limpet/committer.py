@@ -98,18 +98,25 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errn
 
 @dataclass(slots=True)
 class _Commit:
-    """A commit that is in memory and not yet published; what is needed to undo it."""
+    """A commit that is in memory and not yet published. Those in the log take no pages, and leave nothing to undo."""
 
     snapshot: Snapshot
     durability: str
+    checkpoint: _Checkpoint | None = None
+    error: OSError | None = None  # why a failed flush undid it
+
+
+@dataclass(slots=True)
+class _Checkpoint:
+    """What a commit that is a checkpoint did to the books; what is needed to undo it."""
+
     allocated: list[int]
     pages: set[int]
     superseded: list[int]  # pages of earlier unwritten commits that need not be written any more
     pending: list[Pending]
     stale: list[int]  # references of nodes that only older commits use
-    log_before: Log | None = None  # of a checkpoint: the log that it ends
-    base_before: Snapshot | None = None  # and what was the last checkpoint before
-    error: OSError | None = None  # why a failed flush undid it
+    log_before: Log  # which it ends
+    base_before: Snapshot  # the last checkpoint before
 
 
 class _Flush:
@@ -174,7 +181,7 @@ class Committer:
         if not self._read_only:
             # If the sync of the last clean close failed, only the cache has its mark.
             file.drop_cache(FIRST_NODE_PGNO * header.page_size)
-        choice = recover(pager)
+        choice = recover(pager, glance=not self._read_only)
         if not choice.clean and not self._read_only:
             file.sync_all()  # what is found after this is on the disk, the size of the file included
             if not file.drop_cache():
@@ -188,6 +195,7 @@ class Committer:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
         tables = load_tables(pager, meta)
         self._header = header
+        self._page_size = header.page_size
         self._file = file
         self._pager = pager
         self._metas: list[Meta | None] = [None, None]
@@ -195,6 +203,7 @@ class Committer:
         self._metas[1 - choice.slot] = choice.older
         self._slot = choice.slot  # of the newest meta
         self._log = Log(meta.epoch, meta.log_start, meta.log_size, replay.used)
+        self._log.doubled = choice.older is not None and choice.older.txid == meta.txid
         if replay.records:
             self._log.previous = replay.records[-1].checksum
         self._durable_txid = self._written_txid = int(replay.last_txid)
@@ -300,7 +309,11 @@ class Committer:
             _log.error("%s", self._failure)
 
     def _begin(self, durability: str) -> WriteTransaction:
-        return WriteTransaction(self, self._tip, Txid(self._last_txid + 1), self._nonces.getrandbits(16), durability)
+        return WriteTransaction(self, self._tip, self._last_txid + 1, durability)
+
+    def new_nonce(self) -> int:
+        """The random part of a stamp. Not for users."""
+        return self._nonces.getrandbits(16)
 
     def _release_writer(self) -> None:
         self._transaction = None
@@ -358,6 +371,7 @@ class Committer:
         return min(int(meta.txid) for meta in self._metas if meta is not None)
 
     def _reclaim(self, space: FreeSpace) -> None:
+        """Find out which freed pages may be used again. Only a transaction that asks for pages needs to know."""
         if not space.has_pending:
             return
         published = self._published  # first this, then the pins: a reader that comes between them looks again
@@ -389,12 +403,16 @@ class Committer:
 
     def _allocate(self, count: int) -> list[int]:
         with self._state, self._books():
+            space = self._loaded_space()
+            self._reclaim(space)
             # Behind the tree's pages, the catalogue's and the map's will want a place in the same run.
-            return self._loaded_space().allocate(count, slack=2)
+            return space.allocate(count, slack=2)
 
     def _allocate_run(self, count: int) -> range:
         with self._state, self._books():
-            return self._loaded_space().allocate_run(count)
+            space = self._loaded_space()
+            self._reclaim(space)
+            return space.allocate_run(count)
 
     def _give_back(self, pgnos: Iterable[int]) -> None:
         with self._state, self._books():
@@ -435,7 +453,8 @@ class Committer:
 
     def _commit(self, transaction: WriteTransaction) -> None:
         try:
-            self._check_usable()
+            if self._failure is not None:
+                raise self._error()
             if transaction._savepoints:
                 raise RuntimeError("a savepoint is still open; leave its `with` block before the commit")
             if transaction._base is not self._tip:
@@ -461,7 +480,10 @@ class Committer:
             return
         wanted = OS if durability == NONE else durability
         try:
-            if self._flush_lock.wait(lambda: commit.error is not None or self._reached(wanted) >= txid):
+            mine = self._flush_lock.take() or self._flush_lock.wait(
+                lambda: commit.error is not None or self._reached(wanted) >= txid
+            )
+            if mine and commit.error is None:
                 self._flush_locked(txid, wanted)
         finally:
             self._flush_lock.release()
@@ -497,12 +519,13 @@ class Committer:
                 raise self._built_on_undone()
             if not self._log.has_room(len(encoded), count, self._header.page_size):
                 return None
-            snapshot = Snapshot(Txid(transaction.txid), {**tip.tables, **infos}, tip.next_tree_id, self._pager)
-            commit = _Commit(snapshot, transaction._durability, [], set(), [], [], [])
+            txid = transaction._txid
+            snapshot = Snapshot(txid, {**tip.tables, **infos}, tip.next_tree_id, self._pager)
+            commit = _Commit(snapshot, transaction._durability)
             try:
-                self._log.add(transaction.txid, encoded, count)
+                self._log.add(txid, encoded, count)
                 self._unpublished.append(commit)
-                self._last_txid = transaction.txid
+                self._last_txid = txid
                 self._tip = snapshot
                 self._commit_count += 1
                 transaction._end()  # at once: whatever happens, the commit is made
@@ -541,8 +564,6 @@ class Committer:
         transaction: WriteTransaction | None = None
         try:
             if not self._log.is_empty:
-                with self._state:
-                    self._reclaim(self._loaded_space())
                 transaction = self._begin(SYNC)
                 tables = self._apply(transaction)
                 if tables is not None:
@@ -586,7 +607,7 @@ class Committer:
     def _advance(self, transaction: WriteTransaction, tables: dict[str, TableInfo]) -> _Commit:
         """Make a transaction's result the tip, and what the next checkpoint on disk will be. In memory only."""
         space = self._loaded_space()
-        txid = Txid(transaction.txid)
+        txid = transaction._txid
         # From here on the pages are the commit's: whatever happens to the transaction, it gives none back.
         (allocated,), transaction._allocated = transaction._allocated, [set()]
         own = allocated.intersection(transaction._freed)
@@ -607,20 +628,20 @@ class Committer:
         self._unwritten_size += self._held_size(transaction._pages) - self._held_size(superseded)
         self._young.difference_update(young)
         self._young |= allocated
-        self._nonce = transaction._stamp >> 48
+        self._nonce = transaction.stamp >> 48
         self._last_txid = txid
         snapshot = Snapshot(txid, tables, transaction._next_tree_id, self._pager)
         self._dirty_tables.update(name for name, tree in transaction._trees.items() if tree.changed)
-        commit = _Commit(
-            snapshot,
-            transaction._durability,
+        checkpoint = _Checkpoint(
             list(allocated),
             transaction._pages,
             superseded,
             pending,
             transaction._stale,
+            self._log,
+            self._checkpoint,
         )
-        commit.log_before, commit.base_before = self._log, self._checkpoint
+        commit = _Commit(snapshot, transaction._durability, checkpoint)
         self._log = self._next_log(space)
         self._checkpoint = snapshot
         self._unpublished.append(commit)
@@ -660,11 +681,11 @@ class Committer:
         """Bring the disk as far as commit `txid`. The caller has the flush lock."""
         self._check_usable()
         mark = clean and self._flush_count and not self._clean
-        while self._reached(durability) < txid or mark:
+        while (behind := self._reached(durability) < txid) or mark:
             if not self._log.epoch:
                 self._write_checkpoint(clean=clean)
                 mark = False
-            elif self._reached(durability) < txid:
+            elif behind:
                 self._write_record(sync=durability == SYNC)
             else:
                 self._write_mark()
@@ -674,7 +695,7 @@ class Committer:
 
     def _write_record(self, *, sync: bool) -> None:
         """What all commits since the last flush changed, and a sync: the way that most commits go."""
-        page_size = self._header.page_size
+        page_size = self._page_size
         copy: Meta | None = None
         page = b""
         taken: list[tuple[int, bytes]] = []
@@ -684,18 +705,17 @@ class Committer:
                 if log is not self._log or not log.epoch:
                     return  # a checkpoint has just come before it
                 tip, previous = self._tip, log.previous
-                sync = sync or any(commit.durability == SYNC for commit in self._unpublished)
+                sync = sync or SYNC in [commit.durability for commit in self._unpublished]
                 pgno = log.start + log.used
                 if log.waiting:
                     changes, taken = log.take(page_size)
-                    stamp = make_stamp(tip.txid, self._nonces.getrandbits(16))
+                    stamp = make_stamp(tip.txid, self.new_nonce())
                     durable = self._durable_txid
                     body = encode_record(changes, pgno, stamp, log.epoch, previous, durable, now_us(), page_size)
                     ref, page = self._pager.seal(body, pgno)
                     previous = ref_checksum(ref)
-                meta, other = self._meta(), self._metas[1 - self._slot]
-                if sync and (other is None or other.txid != meta.txid):
-                    copy = replace(meta, clean=False)
+                if sync and not log.doubled:
+                    copy = replace(self._meta(), clean=False)
             if page and sync and copy is None and not self._log_unsynced:
                 self._file.write_synced(pgno * page_size, page)
             elif page:
@@ -718,6 +738,7 @@ class Committer:
                 log.previous = previous
                 if copy is not None:
                     self._metas[1 - self._slot] = copy
+                    log.doubled = True
                 self._log_unsynced = not sync
                 self._clean = False
                 self._finish(tip, sync=sync)
@@ -748,8 +769,8 @@ class Committer:
         for commit in reached:
             if commit.snapshot.txid > snapshot.txid:
                 self._unpublished.append(commit)
-            elif commit.stale:
-                self._pager.discard(commit.stale)
+            elif commit.checkpoint is not None:
+                self._pager.discard(commit.checkpoint.stale)
         # Last, because who waits for this looks without a lock, and then expects to see the commit.
         self._written_txid = snapshot.txid
         if sync:
@@ -819,7 +840,7 @@ class Committer:
         map_root = self._write_map(work, space)
         work.grew, self._grew = self._grew, False  # not before: all of them may have needed room
         return Meta(
-            txid=tip.txid,
+            txid=Txid(tip.txid),
             nonce=self._nonce,
             catalogue_root=Ref(work.catalogue_root),
             free_space_root=map_root,
@@ -860,7 +881,7 @@ class Committer:
                 changes[key] = encode_catalogue_entry(
                     CatalogueEntry(Ref(info.root), info.root_count, info.tree_id, info.value.number, shape, codecs)
                 )
-            elif self._catalogue_root and btree.get(pager, self._catalogue_root, CATALOGUE_TREE, key) is not None:
+            elif self._catalogue_root and btree.get(pager, self._catalogue_root, CATALOGUE_TREE, None, key) is not None:
                 changes[key] = None
         if not changes:
             return self._catalogue_root
@@ -927,16 +948,17 @@ class Committer:
                     else OSError(5, f"the flush was interrupted: {cause!r}", self._path)
                 )
                 unwritten = work.unwritten | self._unwritten
-                for commit in reversed(self._unpublished):
-                    space.undo(commit.allocated, commit.pending)
-                    unwritten -= commit.pages
-                    unwritten.update(commit.superseded)
-                    self._pager.release(commit.pages)
-                    if commit.log_before is not None and commit.base_before is not None:
-                        self._log, self._checkpoint = commit.log_before, commit.base_before
-                    commit.error = error
+                undone = [commit.checkpoint for commit in self._unpublished if commit.checkpoint is not None]
+                for checkpoint in reversed(undone):
+                    space.undo(checkpoint.allocated, checkpoint.pending)
+                    unwritten -= checkpoint.pages
+                    unwritten.update(checkpoint.superseded)
+                    self._pager.release(checkpoint.pages)
+                    self._log, self._checkpoint = checkpoint.log_before, checkpoint.base_before
+                for checkpoint in undone:
+                    unwritten -= checkpoint.pages
                 for commit in self._unpublished:
-                    unwritten -= commit.pages
+                    commit.error = error
                 if work.map_before is not None:
                     space.restore_map(work.map_before)
                 space.undo(work.taken, work.pending)

@@ -15,7 +15,7 @@ from .checksum import KIND_NUMBERS, default_kind
 from .committer import DURABILITIES, SYNC, Committer
 from .errors import BusyError, ClosedError, LockedError, ReadOnlyError
 from .file import File, FileSystem, MemoryFile, OSFileSystem
-from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, valid_page_size
+from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Txid, valid_page_size
 from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file, remove_quietly
 from .recovery import read_log
 from .transaction import ReadTransaction, Snapshot, WriteTransaction
@@ -176,14 +176,20 @@ class Database(Committer):
         returns  a ReadTransaction; close it, best with `with`
         raises   ClosedError, PoisonedError
         """
+        transaction = ReadTransaction()
+        transaction._open = False
+        transaction._first = transaction._view = transaction._others = None
+        transaction._pins = pins = self._pins
         while True:
             snapshot = self._published
             if snapshot is None:  # closed, poisoned, or inherited by a fork
+                transaction.close()
                 raise self._error()
-            transaction = ReadTransaction(self._pins, snapshot)
+            transaction._snapshot = snapshot
+            transaction._open = True
+            pins[id(transaction)] = snapshot.txid
             if self._published is snapshot:
                 return transaction
-            transaction.close()
 
     def write(self, *, durability: str | None = None, timeout: float | None = None) -> WriteTransaction:
         """Begin to change the database; waits until no other thread does.
@@ -198,23 +204,29 @@ class Database(Committer):
             _check_durability(durability)
         if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
             raise ValueError(f"timeout has to be 0 or more seconds, and None for no limit, not {timeout}")
-        self._check_usable()
+        if self._failure is not None:
+            raise self._error()
         if self._read_only:
             raise ReadOnlyError(f"{self._path} was opened read-only")
-        self._recover_writer()
-        if self._writer_thread == threading.get_ident():
-            raise BusyError("this thread has a write transaction open already; end it, or use a savepoint inside it")
-        if not self._writer.acquire(timeout=-1 if timeout is None else timeout):
+        me = threading.get_ident()
+        if self._writer_thread == me:
+            self._recover_writer()
+            if self._writer_thread == me:
+                raise BusyError(
+                    "this thread has a write transaction open already; end it, or use a savepoint inside it"
+                )
+        if not self._writer.acquire(True, -1 if timeout is None else timeout):
             raise BusyError(f"another thread's write transaction did not end within {timeout:g} s")
         transaction: WriteTransaction | None = None
         try:
-            self._check_usable()
-            self._writer_thread = threading.get_ident()
-            with self._state:
-                space = self._loaded_space()
-                self._reclaim(space)
-                transaction = self._begin(durability or self._durability)
-                self._transaction = weakref.ref(transaction)
+            if self._failure is not None:
+                raise self._error()
+            self._writer_thread = me
+            if self._space is None:
+                with self._state:
+                    self._loaded_space()
+            transaction = self._begin(durability or self._durability)
+            self._transaction = weakref.ref(transaction)
             return transaction
         except BaseException:
             if transaction is not None:
@@ -244,6 +256,8 @@ class Database(Committer):
             page_size = self._header.page_size
             pins = list(self._pins.values())
             space = self._space
+            if space is not None:
+                self._reclaim(space)
             published = self._published
             assert published is not None
             newest = self._meta()
@@ -341,7 +355,9 @@ class Database(Committer):
                 before = self._file.size()
                 if self._path == MEMORY:
                     file: File = MemoryFile()
-                    write_copy(self._pager, self._tip.tables, self._tip.txid, self._tip.next_tree_id, file, progress)
+                    write_copy(
+                        self._pager, self._tip.tables, Txid(self._tip.txid), self._tip.next_tree_id, file, progress
+                    )
                 else:
                     file = self._write_copy(self._tip, self._path, progress)
                     try:
@@ -376,6 +392,7 @@ class Database(Committer):
         try:
             with self._flush_lock, self._state:
                 space, page_size = self._loaded_space(), self._header.page_size
+                self._reclaim(space)
                 before = self._file.size()
                 end = space.high_water * page_size
                 if before > end:
@@ -392,7 +409,7 @@ class Database(Committer):
     def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
         file: File = MemoryFile() if target == MEMORY else create_beside(self._file_system, target, self._file)
         try:
-            write_copy(snapshot.pager, snapshot.tables, snapshot.txid, snapshot.next_tree_id, file, progress)
+            write_copy(snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress)
         except BaseException:
             file.close()
             remove_quietly(self._file_system, file.path)

@@ -42,7 +42,6 @@ from .format import (
 )
 
 # What Python spends on a decoded node, in bytes, so that the cache can be sized in real memory:
-_WARM_ENTRY_SIZE = 2 * (33 + 8) + 54  # headers of key and value, rounding, a slot in a dict of any fill
 _OBJECT_SIZE = 260  # the node, its page's bytes header, its other parts' headers, its place in the cache
 _KEY_SIZE = 8 + 33 + 8  # list slot, bytes header, rounding of the allocator
 
@@ -88,7 +87,7 @@ class Leaf:
         self._ends = ends  # of the keys, then of the values; both lie in this order without gaps
         self.overflow = overflow
         self._first = LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))  # where the keys begin
-        self.hits = 0  # look-ups so far; a leaf that is asked often earns its warm form
+        self.hits = 0  # look-ups since its rows were last offered to the row cache
         self.memory = len(page) + _OBJECT_SIZE + 2 * len(ends)
 
     def get(self, key: bytes) -> bytes | None:
@@ -200,34 +199,6 @@ class Leaf:
         return content, new_count, new_ends
 
 
-class WarmLeaf:
-    """A leaf whose entries are Python objects: a look-up is one look-up in a dict. Immutable.
-
-    It takes half as much memory again as a Leaf, and a look-up a quarter of the time.
-    """
-
-    __slots__ = ("entries", "count", "memory", "overflow")
-    level = 0
-
-    def __init__(self, leaf: Leaf) -> None:
-        self.entries = dict(zip(leaf.keys(), leaf.values(), strict=True))
-        self.count = leaf.count
-        self.overflow = leaf.overflow
-        self.memory = len(leaf.page) + _OBJECT_SIZE + leaf.count * _WARM_ENTRY_SIZE
-
-    def value(self, index: int) -> bytes:
-        """As Leaf.value."""
-        return self.values()[index]
-
-    def keys(self) -> list[bytes]:
-        """As Leaf.keys."""
-        return list(self.entries)
-
-    def values(self) -> list[bytes]:
-        """As Leaf.values."""
-        return list(self.entries.values())
-
-
 class Branch:
     """A branch: children divided by separators. Immutable.
 
@@ -246,7 +217,7 @@ class Branch:
         self.memory = 2 * len(page) + _OBJECT_SIZE + len(children) * (_KEY_SIZE + REF_SIZE)
 
 
-Node = Leaf | WarmLeaf | Branch
+Node = Leaf | Branch
 
 
 @lru_cache(maxsize=4096)

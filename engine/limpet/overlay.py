@@ -19,10 +19,11 @@ leaf is in memory, 25 us when it is not, and the rest of such a commit 40 us.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from operator import add
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from . import btree
@@ -31,6 +32,7 @@ from .errors import ClosedError, CorruptError, ReadOnlyError
 from .format import MAX_VALUE_SIZE
 from .node import Overflow
 from .pager import Pager
+from .row_cache import RowCache
 
 Batch = tuple[list[bytes], list[bytes]]
 
@@ -79,7 +81,11 @@ class Overlay:
 
 
 class TableInfo(NamedTuple):
-    """One table of a snapshot. root_count: entries in the tree at the root, without the overlay."""
+    """One table of a snapshot.
+
+    root_count  entries in the tree at the root, without the overlay
+    rows        those of this root that were asked for again; None: not kept
+    """
 
     tree_id: int
     root: int
@@ -87,18 +93,22 @@ class TableInfo(NamedTuple):
     key: KeyCodec
     value: Codec
     overlay: Overlay | None = None
+    rows: RowCache | None = None
 
 
 class Tree(Protocol):
     """What a table needs of a tree. Keys and values are encoded; stored values may be Overflow.
 
     CorruptError from `get` lacks the name of the table; the others add it.
+
+    known  stored values of some keys; what is in here is what `get` would give, only sooner
     """
 
     name: str
     version: int  # changes whenever the content does
     codecs: tuple[KeyCodec, Codec] | None  # None: the table does not exist
     max_key_size: int
+    known: Mapping[bytes, bytes | None]
 
     def get(self, key: bytes) -> bytes | None: ...
     def has(self, key: bytes) -> bool: ...
@@ -119,7 +129,19 @@ class SnapshotTree:
     get  is a function with the tree's place bound to it, made in C: one call less for each look-up
     """
 
-    __slots__ = ("_count", "_overlay", "_pager", "_root", "_tree_id", "codecs", "get", "max_key_size", "name")
+    __slots__ = (
+        "_count",
+        "_overlay",
+        "_pager",
+        "_root",
+        "_rows",
+        "_tree_id",
+        "codecs",
+        "get",
+        "known",
+        "max_key_size",
+        "name",
+    )
     version = 0
 
     def __init__(self, name: str, pager: Pager, info: TableInfo | None) -> None:
@@ -129,15 +151,19 @@ class SnapshotTree:
         self.codecs: tuple[KeyCodec, Codec] | None = None
         self._overlay: Overlay | None = None
         self._tree_id = self._root = self._count = 0
+        self._rows: RowCache | None = None
         if info is not None:
             self._tree_id, self._root, self._count = info.tree_id, info.root, info.root_count
             self.codecs = (info.key, info.value)
-            self._overlay = info.overlay
+            self._overlay, self._rows = info.overlay, info.rows
         self.get: Callable[[bytes], bytes | None]
+        self.known: Mapping[bytes, bytes | None]
         if self._overlay is None:
-            self.get = partial(btree.get, pager, self._root, self._tree_id)
+            self.get = partial(btree.get, pager, self._root, self._tree_id, self._rows)
+            self.known = NOTHING_KNOWN if self._rows is None else self._rows.rows
         else:
-            self.get = partial(_get_above, self._overlay.changes, pager, self._root, self._tree_id)
+            changes = self.known = self._overlay.changes
+            self.get = partial(_get_above, changes, pager, self._root, self._tree_id, self._rows)
 
     def has(self, key: bytes) -> bool:
         try:
@@ -167,7 +193,7 @@ class SnapshotTree:
         if self._overlay is None:
             return self._count
         try:
-            return self._overlay.count(self._count, partial(_is_in, self._pager, self._root, self._tree_id))
+            return self._overlay.count(self._count, partial(_is_in, self._pager, self._root, self._tree_id, self._rows))
         except CorruptError as error:
             raise named(error, self.name) from None
 
@@ -193,12 +219,17 @@ class SnapshotTree:
         raise ReadOnlyError(f"table {self.name!r} was opened for reading; change it inside `with db.write() as txn:`")
 
 
-def _get_above(changes: dict[bytes, bytes | None], pager: Pager, root: int, tree_id: int, key: bytes) -> bytes | None:
-    return changes[key] if key in changes else btree.get(pager, root, tree_id, key)
+NOTHING_KNOWN: Mapping[bytes, bytes | None] = MappingProxyType({})
 
 
-def _is_in(pager: Pager, root: int, tree_id: int, key: bytes) -> bool:
-    return btree.get(pager, root, tree_id, key) is not None
+def _get_above(
+    changes: dict[bytes, bytes | None], pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes
+) -> bytes | None:
+    return changes[key] if key in changes else btree.get(pager, root, tree_id, rows, key)
+
+
+def _is_in(pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes) -> bool:
+    return btree.get(pager, root, tree_id, rows, key) is not None
 
 
 def _scan_above(
@@ -264,6 +295,7 @@ class WorkingState(NamedTuple):
     tree_id: int
     root: int
     entry_count: int
+    rows: RowCache | None
     above: Overlay | None
     overlay: dict[bytes, bytes | None]
     delta: int
@@ -310,11 +342,14 @@ class WorkingTree:
         "name",
         "overlay",
         "root",
+        "rows",
         "touched",
         "tree_id",
         "unresolved",
         "version",
     )
+
+    known = NOTHING_KNOWN  # it would change with every change
 
     def __init__(self, name: str, pager: Pager, owner: Owner, info: TableInfo | None) -> None:
         self.name = name
@@ -337,8 +372,9 @@ class WorkingTree:
         self.unresolved: set[bytes] = set()
         self.codecs: tuple[KeyCodec, Codec] | None = None
         self.tree_id = self.root = self.count = 0
+        self.rows: RowCache | None = None
         if info is not None:
-            self.tree_id, self.root, self.count = info.tree_id, info.root, info.root_count
+            self.tree_id, self.root, self.count, self.rows = info.tree_id, info.root, info.root_count, info.rows
             self.codecs = (info.key, info.value)
             if info.overlay is not None:
                 self.above, self.overlay = info.overlay, info.overlay.changes
@@ -352,7 +388,7 @@ class WorkingTree:
         overlay = self.overlay
         if key in overlay:
             return overlay[key]
-        return btree.get(self._pager, self.root, self.tree_id, key)
+        return btree.get(self._pager, self.root, self.tree_id, self.rows, key)
 
     def has(self, key: bytes) -> bool:
         return self.overlay[key] is not None if key in self.overlay else self._is_below(key)
@@ -361,7 +397,7 @@ class WorkingTree:
         if not self.root:
             return False
         try:
-            return btree.get(self._pager, self.root, self.tree_id, key) is not None
+            return btree.get(self._pager, self.root, self.tree_id, self.rows, key) is not None
         except CorruptError as error:
             raise named(error, self.name) from None
 
@@ -561,7 +597,7 @@ class WorkingTree:
             if counted or (not self.unresolved and (above is None or above.entry_count is not None)):
                 count = self.entry_count()
             overlay = Overlay(self.overlay, self._sorted, count, counted=counted)
-        return TableInfo(self.tree_id, self.root, self.count, *self.codecs, overlay)
+        return TableInfo(self.tree_id, self.root, self.count, *self.codecs, overlay, self.rows)
 
     def own_changes(self) -> list[tuple[bytes, bytes | None]] | None:
         """What the transaction changed, as (key, value; None: deleted).
@@ -580,9 +616,9 @@ class WorkingTree:
         before = base.overlay.changes if base.overlay is not None else {}
         return [(key, overlay.get(key)) for key in self.touched if key in overlay or key in before]
 
-    def replace_content(self, root: int, count: int) -> None:
+    def replace_content(self, root: int, count: int, rows: RowCache | None = None) -> None:
         """Stand at another root, with nothing on top. The old overlay is left as it is, for an undo."""
-        self.root, self.count, self.above = root, count, None
+        self.root, self.count, self.rows, self.above = root, count, rows, None
         self.overlay, self.delta, self.unresolved, self._sorted = {}, 0, set(), None
         self.has_large = False
         self.version += 1
@@ -594,6 +630,7 @@ class WorkingTree:
             self.tree_id,
             self.root,
             self.count,
+            self.rows,
             self.above,
             self.overlay,
             self.delta,
@@ -607,6 +644,7 @@ class WorkingTree:
             self.tree_id,
             self.root,
             self.count,
+            self.rows,
             self.above,
             self.overlay,
             self.delta,
@@ -643,6 +681,7 @@ class _EndedTree:
     name = ""
     version = -1
     codecs: tuple[KeyCodec, Codec] | None = None
+    known = NOTHING_KNOWN
     max_key_size = MAX_VALUE_SIZE  # let every change get as far as its refusal
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:

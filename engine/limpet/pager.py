@@ -11,6 +11,8 @@ the hot one becomes the cold one. A hit among the cold is moved up. That is clos
 whatever fits, and costs a hit among the hot nothing at all: it is one look-up in a dict, which the
 tree does itself (`pager.hot.get(ref)`).
 
+Rows that were asked for again take up to half of the budget (row_cache.py).
+
 Held pages belong to commits that are in memory and not yet in the file.
 
 Threads: everything here may be called from any thread. Dict look-ups need no lock; the
@@ -20,7 +22,9 @@ bookkeeping of the cache has one of its own, which is never held during I/O.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from .checksum import checksum_function
 from .errors import ClosedError, CorruptError
@@ -41,7 +45,10 @@ from .format import (
     ref_pgno,
     seal_page,
 )
-from .node import Leaf, Node, Overflow, WarmLeaf, decode_node
+from .node import Leaf, Node, Overflow, decode_node
+from .row_cache import RowCache, size_of
+
+_NO_CHANGES: Mapping[bytes, bytes | None] = MappingProxyType({})
 
 
 class Pager:
@@ -64,6 +71,9 @@ class Pager:
         self._hot_size = 0
         self._cold_size = 0
         self._cache_size = cache_size
+        self._row_caches: weakref.WeakSet[RowCache] = weakref.WeakSet()  # their tables own them
+        self._rows_size = 0  # bytes in them when they were last counted
+        self._refused_size = 0  # bytes of rows that found no room since they were last emptied
         self._lock = threading.Lock()
         self.read_count = 0
 
@@ -88,7 +98,7 @@ class Pager:
         node = self.hot.get(ref) or self._cold.get(ref)
         if node is None:
             node = decode_node(self.page(ref), ref_pgno(ref), tree_id)
-            if self._hot_size + self._cold_size + node.memory <= self._cache_size:
+            if self._hot_size + self._cold_size + self._rows_size + node.memory <= self._cache_size:
                 self.remember(ref, node)
         return node
 
@@ -162,7 +172,7 @@ class Pager:
                 self._cold_size -= moved.memory
             self.hot[ref] = node
             self._hot_size += node.memory
-            if self._hot_size + self._cold_size > self._cache_size:
+            if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
                 self._evict()
 
     def renew(self, ref: int, node: Node | None) -> None:
@@ -181,22 +191,53 @@ class Pager:
                 elif (node := self._cold.pop(ref, None)) is not None:
                     self._cold_size -= node.memory
 
-    def warm(self, ref: int, leaf: Leaf) -> None:
-        """Give a leaf that is asked often its warm form, if there is room for that."""
-        if self._hot_size + self._cold_size + leaf.memory // 2 > self._cache_size:
-            return
-        warm = WarmLeaf(leaf)
+    def row_cache(
+        self, before: RowCache | None = None, changes: Mapping[bytes, bytes | None] = _NO_CHANGES
+    ) -> RowCache:
+        """A row cache for a root: an empty one, or for the root that `changes` made of the one `before` belongs to."""
         with self._lock:
-            if self.hot.get(ref) is leaf:
-                self.hot[ref] = warm
-                self._hot_size += warm.memory - leaf.memory
+            cache = RowCache() if before is None else before.after(changes)
+            self._row_caches.add(cache)
+        return cache
+
+    def keep_rows(self, cache: RowCache, leaf: Leaf) -> None:
+        """Put the rows of a leaf that is asked often into its tree's row cache, if there is room.
+
+        Rows never push others out one by one: once as many bytes were refused as there is room for,
+        all of them go, and those that are still asked for come back.
+        """
+        leaf.hits = -_PAUSE
+        size = size_of(leaf)
+        with self._lock:
+            self._count_rows()
+            if self.failure is not None or not self._cache_size or cache.holds(leaf):
+                return
+            if self._rows_size + size > self._cache_size // _ROWS_SHARE:
+                self._refused_size += size
+                if self._refused_size < self._cache_size // _ROWS_SHARE:
+                    return
+                self._forget_rows()
+            cache.add(leaf)
+            self._rows_size += size
+            if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
+                self._evict()
+
+    def _count_rows(self) -> None:
+        """Tables that are gone have taken theirs with them."""
+        self._rows_size = sum(cache.size for cache in self._row_caches)
+
+    def _forget_rows(self) -> None:
+        for cache in self._row_caches:
+            cache.clear()
+        self._rows_size = self._refused_size = 0
 
     def _evict(self) -> None:
         """Make room: the oldest of the cold, a sixteenth of the cache at once."""
         if not self._cold:
             self._cold, self._cold_size = self.hot, self._hot_size
             self.hot, self._hot_size = {}, 0
-        excess = self._hot_size + self._cold_size - self._cache_size + self._cache_size // 16
+        self._count_rows()
+        excess = self._hot_size + self._cold_size + self._rows_size - self._cache_size + self._cache_size // 16
         victims = []
         for ref, node in self._cold.items():
             if excess <= 0:
@@ -209,13 +250,16 @@ class Pager:
 
     @property
     def cached_size(self) -> int:
-        """Bytes of memory that the cached nodes take."""
-        return self._hot_size + self._cold_size
+        """Bytes of memory that the cached nodes and rows take."""
+        with self._lock:
+            self._count_rows()
+            return self._hot_size + self._cold_size + self._rows_size
 
     def forget(self) -> None:
         """Empty the cache."""
         with self._lock:
             self.hot, self._cold, self._hot_size, self._cold_size = {}, {}, 0, 0
+            self._forget_rows()
 
     def abandon(self, why: str) -> None:
         """In a forked child: read nothing any more, from the cache neither. The parent may have held the lock."""
@@ -260,4 +304,6 @@ class Pager:
             self.file.write(start * self.page_size, b"".join(run))
 
 
+_PAUSE = 100  # look-ups in a leaf before its rows are offered once more: they may be there, or have been refused
+_ROWS_SHARE = 2  # half of the cache may be rows; the leaves that they come from are the first to leave the other half
 _LONGEST_RUN = 4 << 20  # bytes joined for one write call; bounds the copy, larger is not faster

@@ -62,16 +62,17 @@ class Choice:
         )
 
 
-def recover(pager: Pager) -> Choice:
+def recover(pager: Pager, *, glance: bool = False) -> Choice:
     """Read the metas and the log, and choose.
 
+    glance    leave out the log of a file that was not closed cleanly: the caller will look again anyway
     returns   the choice; `problem` is set where the file cannot be opened
-    cost      two metas and one look at each page of the log, at most 1 MiB, whatever the size of the file
+    cost      two metas and one look at each page of the log, at most 2 MiB, whatever the size of the file
     """
     size = pager.file.size()
     choice = choose(read_metas(pager), size, pager.page_size)
     meta = choice.meta
-    if meta is None:
+    if meta is None or (glance and (not meta.clean or read_log(pager, meta, _GLANCE_PAGES).records)):
         return choice
     choice.log = read_log(pager, meta)
     if choice.log.records:
@@ -94,10 +95,14 @@ def read_metas(pager: Pager) -> list[Meta | CorruptError]:
     return found
 
 
-def read_log(pager: Pager, meta: Meta) -> Replay:
-    """The log on top of a checkpoint, from disk."""
+_GLANCE_PAGES = 16  # a first record that is longer is found a moment later
+
+
+def read_log(pager: Pager, meta: Meta, pages: int | None = None) -> Replay:
+    """The log on top of a checkpoint, from disk: all of it, or its first pages."""
     size = pager.page_size
-    region = pager.file.read(meta.log_start * size, meta.log_size * size)
+    count = meta.log_size if pages is None else min(pages, meta.log_size)
+    region = pager.file.read(meta.log_start * size, count * size)
     return replay(region, meta.log_start, meta.epoch, size, pager.checksum, pager.seed)
 
 
@@ -160,6 +165,7 @@ def load_tables(pager: Pager, meta: Meta) -> dict[str, TableInfo]:
                     entry.entry_count,
                     key_codec(entry.key_shape, entry.key_codecs, name),
                     value_codec(entry.value_codec, name),
+                    rows=pager.row_cache(),
                 )
     if len(tables) != meta.table_count:
         raise CorruptError("the catalogue is incomplete", expected=meta.table_count, found=len(tables))

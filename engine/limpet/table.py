@@ -17,7 +17,7 @@ from .codecs import BYTES, STR, Codec, KeyCodec, check_key_codec, describe, key_
 from .errors import ClosedError, CorruptError, LimitError
 from .format import MAX_VALUE_SIZE
 from .node import Overflow
-from .overlay import ENDED, Tree, named
+from .overlay import ENDED, NOTHING_KNOWN, Tree, named
 
 
 class Table:
@@ -88,12 +88,13 @@ class TableView(MutableMapping[Any, Any]):
     too large; ReadOnlyError for a change through a read transaction; CorruptError for damage.
     """
 
-    __slots__ = ("_met", "_table", "_tree")
+    __slots__ = ("_known", "_met", "_table", "_tree")
 
     def __init__(self, table: Table, tree: Tree) -> None:
         """Not for users: `txn[TABLE]` makes it."""
         self._table = table
         self._tree = tree
+        self._known = tree.known
         self._met = tree.codecs  # when they were last checked; they change if the table is dropped and made anew
 
     @property
@@ -110,14 +111,17 @@ class TableView(MutableMapping[Any, Any]):
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of `key`, or `default`. Cost: the depth of the tree, about 1 us when cached."""
         table = self._table
-        if self._tree.codecs is not self._met:
-            self._meet()
+        encoded = key if table.plain_key and type(key) is bytes else table.encode_key(key)
+        stored = self._known.get(encoded)
         try:
-            stored = self._tree.get(key if table.plain_key and type(key) is bytes else table.encode_key(key))
             if stored is None:
-                return default
-            if type(stored) is Overflow:
-                stored = self._tree.load(stored)
+                if self._tree.codecs is not self._met:
+                    self._meet()
+                stored = self._tree.get(encoded)
+                if stored is None:
+                    return default
+                if type(stored) is Overflow:
+                    stored = self._tree.load(stored)
             return stored if table.plain_value else table.decode_value(stored)
         except CorruptError as error:
             raise named(error, table.name) from None
@@ -278,6 +282,11 @@ class TableView(MutableMapping[Any, Any]):
         self._tree.clear()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """The transaction has ended."""
+        self._tree = ENDED
+        self._known = NOTHING_KNOWN
 
     def _writable(self) -> Tree:
         """The tree, which exists from now on."""

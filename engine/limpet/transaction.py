@@ -31,7 +31,6 @@ from .format import (
     CATALOGUE_ENTRY,
     FIRST_TABLE_TREE,
     Ref,
-    Txid,
     make_stamp,
     max_inline_entry,
     max_key_size,
@@ -39,7 +38,7 @@ from .format import (
     ref_pgno,
 )
 from .node import Overflow, encode_overflow, overflow_record
-from .overlay import ENDED, SnapshotTree, TableInfo, WorkingTree
+from .overlay import ENDED, NOTHING_KNOWN, SnapshotTree, TableInfo, WorkingTree
 from .pager import Pager
 from .table import Table, TableView
 
@@ -57,7 +56,7 @@ class Snapshot:
 
     __slots__ = ("next_tree_id", "pager", "tables", "trees", "txid")
 
-    def __init__(self, txid: Txid, tables: dict[str, TableInfo], next_tree_id: int, pager: Pager) -> None:
+    def __init__(self, txid: int, tables: dict[str, TableInfo], next_tree_id: int, pager: Pager) -> None:
         self.txid = txid
         self.tables = tables
         self.next_tree_id = next_tree_id
@@ -77,6 +76,9 @@ class Snapshot:
         return found
 
 
+new_view = TableView.__new__
+
+
 class ReadTransaction:
     """A snapshot: it does not change while others commit, and never waits or makes them wait.
 
@@ -84,14 +86,16 @@ class ReadTransaction:
     forgotten reader makes the file grow. Threads: one at a time.
     """
 
-    __slots__ = ("__weakref__", "_pins", "_snapshot", "_views")
+    __slots__ = ("__weakref__", "_first", "_open", "_others", "_pins", "_snapshot", "_view")
 
-    def __init__(self, pins: dict[int, int], snapshot: Snapshot) -> None:
-        """Not for users: `db.read()`. Pins the snapshot; the caller sees to it that it still is the newest."""
-        self._pins = pins
-        self._snapshot = snapshot
-        self._views: dict[Table | str, TableView] | None = {}  # None: ended
-        pins[id(self)] = snapshot.txid
+    # `db.read()` fills it in: an __init__ would be called by way of the type, and take 0.1 us of a transaction's 0.6.
+    # The first table has places of its own, because a dict for one view would take as much again.
+    _pins: dict[int, int]  # id of a read transaction -> txid of its snapshot
+    _snapshot: Snapshot
+    _open: bool
+    _first: Table | str | None  # the table asked for first, and its view
+    _view: TableView | None
+    _others: dict[Table | str, TableView] | None
 
     @property
     def txid(self) -> int:
@@ -99,15 +103,24 @@ class ReadTransaction:
         return self._snapshot.txid
 
     def __getitem__(self, table: Table | str) -> TableView:
-        views = self._views
-        if views is None:
+        view = self._view
+        if view is not None and table is self._first:
+            return view
+        if not self._open:
             raise _ended()
-        view = views.get(table)
+        if self._others is not None and (other := self._others.get(table)) is not None:
+            return other
+        snapshot = self._snapshot
+        definition, tree = snapshot.trees.get(table) or snapshot.tree(table)
+        new = new_view(TableView)  # and no __init__, as above
+        new._table, new._tree, new._met, new._known = definition, tree, tree.codecs, tree.known
         if view is None:
-            snapshot = self._snapshot
-            definition, tree = snapshot.trees.get(table) or snapshot.tree(table)
-            view = views[table] = TableView(definition, tree)
-        return view
+            self._first, self._view = table, new
+        elif self._others is None:
+            self._others = {table: new}
+        else:
+            self._others[table] = new
+        return new
 
     def table(self, table: Table | str) -> TableView:
         """The table as a mapping; a table that does not exist reads as empty.
@@ -119,25 +132,25 @@ class ReadTransaction:
 
     def tables(self) -> list[str]:
         """The names of all tables, in order."""
-        if self._views is None:
+        if not self._open:
             raise _ended()
         return sorted(self._snapshot.tables)
 
     def drop(self, table: Table | str) -> None:
         """Not here: raises ReadOnlyError."""
-        raise _read_only(self._views is not None)
+        raise _read_only(self._open)
 
     def rename(self, table: Table | str, new_name: str) -> None:
         """Not here: raises ReadOnlyError."""
-        raise _read_only(self._views is not None)
+        raise _read_only(self._open)
 
     def savepoint(self) -> Savepoint:
         """Not here: raises ReadOnlyError."""
-        raise _read_only(self._views is not None)
+        raise _read_only(self._open)
 
     def commit(self) -> None:
         """End the transaction. There is nothing to commit; it is here so that both kinds end alike."""
-        if self._views is None:
+        if not self._open:
             raise _ended()
         self.close()
 
@@ -147,28 +160,30 @@ class ReadTransaction:
 
     def close(self) -> None:
         """End the transaction and let go of the snapshot. May be called twice."""
-        views, self._views = self._views, None
-        if views is not None:
-            for view in views.values():
-                view._tree = ENDED
-            del self._pins[id(self)]
+        if self._open:
+            self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
-        if self._views is None:
+        if not self._open:
             raise _ended()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        views, self._views = self._views, None  # as close(), without the call: short transactions are many
-        if views is not None:
-            for view in views.values():
-                view._tree = ENDED
-            del self._pins[id(self)]
+        if self._open:
+            self._open = False
+            view = self._view
+            if view is not None:
+                self._view = None
+                view._tree, view._known = ENDED, NOTHING_KNOWN  # `_end` without the call: short transactions are many
+                if self._others is not None:
+                    for other in self._others.values():
+                        other._end()
+            self._pins.pop(id(self), None)  # an interrupt may have come before it was pinned
 
     def __del__(self) -> None:
-        if self._views is not None:
+        if self._open:
             self.close()
             warnings.warn(
                 f"a read transaction on {self._snapshot.pager.file.path} was never closed; "
@@ -190,7 +205,6 @@ class WriteTransaction:
         "_allocated",
         "_base",
         "_broken",
-        "_changed",
         "_database",
         "_durability",
         "_freed",
@@ -209,12 +223,12 @@ class WriteTransaction:
         "undo",
     )
 
-    def __init__(self, database: Committer, base: Snapshot, txid: Txid, nonce: int, durability: str) -> None:
+    def __init__(self, database: Committer, base: Snapshot, txid: int, durability: str) -> None:
         self._database = database
         self._base = base
         self._pager = base.pager
         self._txid = txid
-        self._stamp = make_stamp(txid, nonce)
+        self._stamp = 0  # see `stamp`
         self._durability = durability
         self._next_tree_id = base.next_tree_id
         self._trees: dict[str, WorkingTree] = {}
@@ -224,7 +238,6 @@ class WriteTransaction:
         self._pages: set[int] = set()  # first page numbers of held pages that are still to be written
         self._stale: list[int] = []  # references of nodes that the new trees do not use
         self._spilled = False
-        self._changed = False
         self._grown = 0  # bytes of overlays since the last apply
         self._savepoints: list[Savepoint] = []
         self._broken: BaseException | None = None  # what stopped a change half-way; it cannot commit after that
@@ -236,6 +249,13 @@ class WriteTransaction:
         """The number that the commit will have."""
         return self._txid
 
+    @property
+    def stamp(self) -> int:
+        """What marks the pages of this attempt at the commit; one that ends in the log has none. Not for users."""
+        if not self._stamp:
+            self._stamp = make_stamp(self._txid, self._database.new_nonce())
+        return self._stamp
+
     # -- tables ----------------------------------------------------------------------------------
 
     def __getitem__(self, table: Table | str) -> TableView:
@@ -244,11 +264,15 @@ class WriteTransaction:
         view = self._views.get(table)
         if view is None:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
-            if definition.name not in self._base.tables:
+            name = definition.name
+            if name not in self._base.tables:
                 self._check_name(definition)
-            tree = self._tree(definition.name)
+            tree = self._trees.get(name)
+            if tree is None:
+                tree = self._tree(name)
             definition.check(tree.codecs)
-            view = self._views[table] = TableView(definition, tree)
+            view = self._views[table] = new_view(TableView)  # and no __init__, as in a ReadTransaction
+            view._table, view._tree, view._met, view._known = definition, tree, tree.codecs, NOTHING_KNOWN
         return view
 
     def table(self, table: Table | str) -> TableView:
@@ -465,14 +489,14 @@ class WriteTransaction:
             error.table = error.table or tree.name
             raise
         pgnos = self._allocate(edit.drafts)
-        root, pages = btree.seal(pager, edit, tree.tree_id, self._stamp, pgnos)
+        root, pages = btree.seal(pager, edit, tree.tree_id, self.stamp, pgnos)
         self._hold(pages)
         self._stale += edit.freed
         self._free(ref_pgno(ref) for ref in edit.freed)
         for record in edit.dropped:
             self._free(record.pgnos(pager.page_size))
         tree._remember_state()
-        tree.replace_content(root, tree.count + edit.delta)
+        tree.replace_content(root, tree.count + edit.delta, pager.row_cache(tree.rows, changes))
 
     def _with_overflow(self, tree: WorkingTree) -> btree.Changes:
         """The overlay, with large values moved to overflow pages."""
@@ -488,7 +512,7 @@ class WriteTransaction:
             assert value is not None
             run = self._database._allocate_run(overflow_page_count(len(value), page_size))
             self._allocated[-1].update(run)
-            body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self._stamp, page_size)
+            body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self.stamp, page_size)
             ref, page = self._pager.seal(body, run[0])
             self._hold({run[0]: page})
             changes[key] = overflow_record(len(value), Ref(ref))

@@ -128,7 +128,7 @@ def key_of(number: int) -> bytes:
 
 def test_an_empty_tree_finds_nothing_and_an_empty_change_changes_nothing() -> None:
     forest = Forest()
-    assert btree.get(forest.pager, 0, TREE, b"a") is None
+    assert btree.get(forest.pager, 0, TREE, None, b"a") is None
     edit = forest.apply({})
     assert (edit.root, edit.freed, edit.drafts, edit.delta) == (0, [], 0, 0)
     forest.apply({b"a": None, b"b": None})
@@ -171,7 +171,7 @@ def test_any_changes_agree_with_a_dict(batches: list[dict[bytes, int | None]]) -
         forest.apply({key: None if size is None else bytes(size) for key, size in batch.items()})
         forest.check()
     for key in [*forest.model, b"missing", b"", b"\xff" * 200]:
-        assert btree.get(forest.pager, forest.root, TREE, key) == forest.model.get(key)
+        assert btree.get(forest.pager, forest.root, TREE, None, key) == forest.model.get(key)
 
 
 @settings(max_examples=40)
@@ -327,7 +327,7 @@ def test_an_overflow_record_that_is_replaced_or_deleted_is_dropped_once() -> Non
     forest = Forest()
     records = {key_of(number): overflow_record(1000 + number, Ref(900 + number)) for number in range(40)}
     forest.apply(dict(records))
-    found = btree.get(forest.pager, forest.root, TREE, key_of(5))
+    found = btree.get(forest.pager, forest.root, TREE, None, key_of(5))
     assert type(found) is Overflow
     assert (found.value_size, found.ref) == (1005, 905)
     for changes in ({key_of(5): b"small"}, {key_of(6): None}, {key_of(7): overflow_record(5000, Ref(77))}):
@@ -337,7 +337,7 @@ def test_an_overflow_record_that_is_replaced_or_deleted_is_dropped_once() -> Non
     assert sorted(forest.apply(many).dropped) == sorted(records[key] for key in many)
     assert forest.apply({key_of(200): b"elsewhere"}).dropped == []
     for number in (0, 35):
-        assert type(btree.get(forest.pager, forest.root, TREE, key_of(number))) is Overflow
+        assert type(btree.get(forest.pager, forest.root, TREE, None, key_of(number))) is Overflow
 
 
 def test_page_refs_gives_every_node_and_every_run_once() -> None:
@@ -372,7 +372,7 @@ def test_a_page_of_the_wrong_level_is_reported_by_everything_that_meets_it() -> 
     forest.pager.write({pgno: page})
     inside = node.keys[0]
     with pytest.raises(CorruptError, match="level"):
-        btree.get(forest.pager, bad, TREE, inside)
+        btree.get(forest.pager, bad, TREE, None, inside)
     for reverse in (False, True):
         with pytest.raises(CorruptError, match="level"):
             list(btree.scan(forest.pager, bad, TREE, None, None, reverse=reverse))
@@ -387,4 +387,4 @@ def test_a_page_of_another_tree_is_reported() -> None:
     forest = Forest(cache_size=0)
     forest.apply({b"a": b"b"})
     with pytest.raises(CorruptError, match="another tree"):
-        btree.get(forest.pager, forest.root, TREE + 1, b"a")
+        btree.get(forest.pager, forest.root, TREE + 1, None, b"a")

@@ -48,10 +48,6 @@ def test_a_leaf_gives_back_what_was_put_in_and_nothing_else(entries: dict[bytes,
     for other in others:  # which often begin or end in the middle of a key that is there
         assert leaf.get(other) == entries.get(other)
     assert {type(value) for index, value in enumerate(leaf.values()) if index in leaf.overflow} <= {Overflow}
-    if keys:
-        warm = node.WarmLeaf(leaf)
-        assert (warm.keys(), warm.values(), warm.count) == (leaf.keys(), leaf.values(), leaf.count)
-        assert all(warm.entries[key] == entries[key] for key in keys)
 
 
 @given(ENTRIES)

@@ -137,7 +137,7 @@ class TableReader:
         for key, logged in self._commit.changes.get(entry.tree_id, {}).items():
             try:
                 with self._commit.believing_damage():
-                    is_below = btree.get(self._raw.pager, entry.root, entry.tree_id, key) is not None
+                    is_below = btree.get(self._raw.pager, entry.root, entry.tree_id, None, key) is not None
             except CorruptError:
                 continue
             added += (logged.value is not None) - is_below
@@ -149,7 +149,7 @@ class TableReader:
         logged = self._commit.changes.get(table.tree_id, {}).get(key)
         if logged is not None:
             return logged.value
-        stored = btree.get(self._raw.pager, table.entry.root, table.tree_id, key)
+        stored = btree.get(self._raw.pager, table.entry.root, table.tree_id, None, key)
         return None if stored is None else self._load(stored, table.tree_id)
 
     def _load(self, stored: bytes, tree_id: int) -> bytes:
