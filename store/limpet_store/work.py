@@ -72,13 +72,14 @@ class _Savepoint(AbstractContextManager[None]):
 
     def _take_back(self) -> None:
         self._work.changed = self._changed
+        self._work._largest.clear()
         self._work.undo(self._undo_count)
 
 
 class Work:
     """One engine transaction with the store's rules. Belongs to one thread at a time; ends with its transaction."""
 
-    __slots__ = ("engine", "context", "writable", "changed", "_views", "_undo", "_setting_aside")
+    __slots__ = ("engine", "context", "writable", "changed", "_views", "_undo", "_largest", "_setting_aside")
 
     def __init__(self, engine: ReadTransaction | WriteTransaction, context: Context, *, writable: bool) -> None:
         self.engine = engine
@@ -87,6 +88,7 @@ class Work:
         self.changed = False
         self._views: dict[str, TableView] = {}
         self._undo: list[Callable[[], None]] = []
+        self._largest: dict[str, int] = {}  # table -> its largest key, where that was asked for and nothing was removed
         self._setting_aside = False
 
     # --- running ---------------------------------------------------------------------------------------------------
@@ -187,8 +189,11 @@ class Work:
         """
         raw = rows.encode(record).encode()
         view = self.view(rows.table)
+        if old is None:
+            if rows.name in self._largest:
+                self._largest[rows.name] = max(self._largest[rows.name], key)  # type: ignore[call-overload]  # numbers
         # Records that differ differ as text, which saves the look-up; equal ones need not be the same text (1 and 1.0).
-        if old is not None and record == old and view.get(key) == raw:
+        elif record == old and view.get(key) == raw:
             return False
         view[key] = raw
         for index in rows.indexes:
@@ -205,12 +210,24 @@ class Work:
 
     def remove(self, rows: Rows[K, R], key: K, old: R) -> None:
         """Delete a row and its index entries; `old` is the record that is stored now."""
+        self._largest.clear()
         _discard(self.view(rows.table), key)
         for index in rows.indexes:
             entry = index.entry(key, old)
             if entry is not None:
                 _discard(self.view(index.table), entry[0])
         self.changed = True
+
+    def next_number(self, rows: Rows[int, Any]) -> int:
+        """One more than the largest key of a table with numbers for keys; 1 when it is empty.
+
+        cost  a look at the end of the table, 14 us, and that only once as long as rows are only added
+        """
+        found = self._largest.get(rows.name)
+        if found is None:
+            last = self.view(rows.table).last()
+            found = self._largest[rows.name] = 0 if last is None else last[0]
+        return found + 1
 
     def remove_range(self, rows: Rows[K, R], start: object, stop: object) -> int:
         """Delete the rows with start <= key < stop of a table without indexes; returns how many."""
@@ -257,8 +274,8 @@ class Work:
             entry["text"] = raw.decode()
         except UnicodeDecodeError:
             entry["base64"] = base64.b64encode(raw).decode()
-        last = self.view(QUARANTINE.table).last()
-        self.put(QUARANTINE, 1 if last is None else last[0] + 1, entry, None)
+        self.put(QUARANTINE, self.next_number(QUARANTINE), entry, None)
+        self._largest.clear()
         _discard(self.view(rows.table), key)
         for index in rows.indexes:
             entries = self.view(index.table)

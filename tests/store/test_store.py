@@ -167,6 +167,27 @@ def test_write_is_all_or_nothing_over_families(store: Store, make_task: Callable
     assert (store.sessions.list(), store.kv.items(), store.tasks.list()) == ([], [], [])
 
 
+def test_the_error_of_a_commit_is_what_the_caller_gets(
+    store: Store, make_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store aborted a transaction once more after its commit had failed and ended it. The caller was told that the
+    transaction has ended (ClosedError) instead of what went wrong, and a job kept a version that was not stored."""
+
+    def full_disk(self: Any) -> None:
+        self.abort()
+        raise OSError(28, "No space left on device")
+
+    job = make_job()
+    store.jobs.enqueue(job)
+    job.poll_count = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(limpet.WriteTransaction, "commit", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            store.jobs.update(job)
+    assert job.version == 1
+    assert store.jobs.update(job) == 2
+
+
 def test_a_method_that_raises_leaves_no_trace_in_a_transaction_that_goes_on(
     store: Store, make_task: Callable[..., QueuedTask], make_message: Callable[..., Any]
 ) -> None:

@@ -1,5 +1,6 @@
 """The task queue."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from limpet_store import (
     Store,
     Submission,
     TaskStatus,
+    tasks,
 )
 
 MakeTask = Callable[..., QueuedTask]
@@ -268,3 +270,53 @@ def test_what_joins_a_task_that_is_too_old_is_not_deleted_with_it(
         assert store.tasks.cleanup_expired() == 0
         clock.advance(1)
         assert store.tasks.cleanup_expired() == 1
+
+
+def test_arrival_numbers_follow_the_largest_in_the_table_whatever_else_the_transaction_does(
+    store: Store, make_task: MakeTask, clock: Any
+) -> None:
+    def arrival(task_id: str) -> int | None:
+        task = tx.tasks.get(task_id)
+        return None if task is None else task.arrival
+
+    with store.write() as tx:
+        for task_id in ("a", "b"):
+            tx.tasks.enqueue(make_task(id=task_id, ttl_secs=10 if task_id == "b" else 0))
+        with contextlib.suppress(ZeroDivisionError), tx.savepoint():
+            tx.tasks.enqueue(make_task(id="undone"))
+            raise ZeroDivisionError
+        with pytest.raises(ValueError):
+            tx.tasks.enqueue(make_task(id="refused", extra={"status": "x"}))
+        tx.tasks.enqueue(make_task(id="c"))
+        assert [arrival(task_id) for task_id in "abc"] == [1, 2, 3]
+        tx.tasks.set_status("c", TaskStatus.DONE)
+        tx.tasks.mark_notified("c")
+        clock.advance(3601)
+        assert tx.tasks.cleanup_expired() == 2
+        tx.tasks.enqueue(make_task(id="d"))
+        assert arrival("d") == 2
+        tasks.write(tx._work, make_task(id="e", arrival=9))
+        tx.tasks.enqueue(make_task(id="f"))
+        assert (arrival("e"), arrival("f")) == (9, 10)
+
+
+def test_messages_behind_one_that_cannot_be_decoded_are_still_the_tasks(
+    store: Store,
+    make_task: MakeTask,
+    make_message: MakeMessage,
+    overwrite: Callable[[str, Any, bytes], None],
+) -> None:
+    store.tasks.enqueue(make_task(id="t", messages=[make_message(text) for text in "abcd"]))
+    overwrite("task_messages", (1, 1), b"garbage")
+
+    def texts(task: QueuedTask | None) -> list[str]:
+        assert task is not None
+        return [message.text for message in task.messages]
+
+    assert texts(store.tasks.get("t")) == ["a", "c", "d"], "one that is skipped"
+    assert texts(store.tasks.dequeue()) == ["a", "c", "d"], "one that is moved away"
+    assert texts(store.tasks.get("t")) == ["a", "c", "d"], "one that is gone"
+    overwrite("task_messages", (1, 0), b"garbage")
+    store.tasks.requeue_running()
+    assert texts(store.tasks.dequeue()) == ["c", "d"]
+    assert store.tasks.merge_into_pending("nobody", make_message("e")) is False
