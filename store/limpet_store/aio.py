@@ -101,43 +101,64 @@ class _Group:
 
 
 class _Writer:
-    """The thread that does all the writing."""
+    """The thread that does all the writing.
+
+    Steps that are asked for in one turn of the event loop are handed over together, when the turn is over. The thread
+    would wake at the first one otherwise, and get hold of the interpreter at some point before the last: with sixteen
+    sessions that made eight steps a commit instead of fifteen.
+    """
 
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
         self._store = store
         self._loop = loop
-        self._waiting: queue.SimpleQueue[_Step | _Group | None] = queue.SimpleQueue()
+        self._asked_for: list[_Step] = []  # in this turn of the loop
+        self._waiting: queue.SimpleQueue[list[_Step] | _Group | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="limpet-writer", daemon=True)
         self.stopped: asyncio.Future[None] = loop.create_future()
         self._thread.start()
 
-    def put(self, item: _Step | _Group) -> None:
-        self._waiting.put(item)
+    def put(self, step: _Step) -> None:
+        """Have a step done; for the event loop, as all the methods up to `stop`."""
+        if not self._asked_for:
+            self._loop.call_soon(self._hand_over)
+        self._asked_for.append(step)
+
+    def put_group(self, group: _Group) -> None:
+        """Have a group begun when everything that was asked for before has been done."""
+        self._hand_over()
+        self._waiting.put(group)
 
     def stop(self) -> None:
         """Let the thread end when everything that is waiting now has been done."""
+        self._hand_over()
         self._waiting.put(None)
+
+    def _hand_over(self) -> None:
+        if self._asked_for:
+            self._waiting.put(self._asked_for)
+            self._asked_for = []
 
     def _run(self) -> None:
         item = self._waiting.get()
         while item is not None:
+            steps: list[_Step] = []
+            while isinstance(item, list) and item:
+                steps += item
+                item = self._next_at_once()
+            for start in range(0, len(steps), MAX_STEPS):
+                self._run_batch(steps[start : start + MAX_STEPS])
             if isinstance(item, _Group):
                 self._run_group(item)
+            if item is not None:
                 item = self._waiting.get()
-                continue
-            batch = [item]
-            try:
-                while True:
-                    item = self._waiting.get_nowait()
-                    if not isinstance(item, _Step) or len(batch) == MAX_STEPS:
-                        break
-                    batch.append(item)
-            except queue.Empty:
-                self._run_batch(batch)
-                item = self._waiting.get()
-            else:
-                self._run_batch(batch)
         self._call(_finish, self.stopped)
+
+    def _next_at_once(self) -> list[_Step] | _Group | None:
+        """What is waiting; an empty list when nothing is."""
+        try:
+            return self._waiting.get_nowait()
+        except queue.Empty:
+            return []
 
     def _run_batch(self, batch: list[_Step]) -> None:
         started: list[_Step] = []
@@ -217,7 +238,7 @@ class _WriteGroup:
         group = _Group(asyncio.get_running_loop(), self._options)
         self._group = group
         self._store._groups.add(group)
-        self._store._writer.put(group)
+        self._store._writer.put_group(group)
         try:
             await group.ready
         except BaseException:

@@ -137,6 +137,37 @@ def test_concurrent_awaits_share_commits_and_keep_their_order(play: Callable[...
     play(scenario)
 
 
+def test_what_is_asked_for_in_one_turn_of_the_loop_shares_a_commit(play: Callable[..., None]) -> None:
+    async def scenario(store: AsyncStore) -> None:
+        for count, commits in ((1, 1), (64, 1), (65, 2)):
+            before = await newest(store)
+            await asyncio.gather(*(store.messages.append(KEY, {"n": n}) for n in range(count)))
+            assert await newest(store) == before + commits
+
+    play(scenario)
+
+
+def test_a_group_and_the_end_come_after_what_was_asked_for_before_them(db_path: Path) -> None:
+    async def main() -> None:
+        seen: list[str | None] = []
+
+        async def group() -> None:
+            async with store.write() as tx:
+                seen.append(await tx.kv.get("a"))
+
+        store = await AsyncStore.open(db_path)
+        await asyncio.gather(store.kv.set("a", "before"), group(), store.kv.set("a", "after"))
+        assert seen == ["before"]
+        last = asyncio.create_task(store.kv.set("b", "last"))
+        await asyncio.sleep(0)
+        await store.aclose()
+        await last
+
+    asyncio.run(main())
+    with Store.open(db_path) as store:
+        assert store.kv.items() == [("a", "after"), ("b", "last")]
+
+
 def test_one_bad_operation_does_not_fail_its_neighbours(play: Callable[..., None]) -> None:
     async def scenario(store: AsyncStore) -> None:
         async with writer_held(store):
