@@ -112,9 +112,8 @@ def archived_row(stored_at: int, message: bytes) -> bytes:
 def _more(counter: Counter | None, seqs: Sequence[int], size: int, now: int) -> Counter:
     if counter is None or not counter.row_count:
         return Counter(len(seqs), size, seqs[0], seqs[-1] + 1, now)
-    return counter._replace(
-        row_count=counter.row_count + len(seqs), value_size=counter.value_size + size, next_seq=seqs[-1] + 1
-    )
+    row_count, value_size, first_seq, _, oldest_at = counter
+    return Counter(row_count + len(seqs), value_size + size, first_seq, seqs[-1] + 1, oldest_at)
 
 
 def restore(work: Work, rows: Rows[K, R], key: K, record: R) -> bool:

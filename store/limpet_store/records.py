@@ -74,7 +74,7 @@ class TaskStatus(enum.StrEnum):
     @property
     def finished(self) -> bool:
         """Whether nothing will run the task again: Done, Failed or Dead."""
-        return self in _FINISHED_TASK
+        return self in _FINISHED_TASK  # a tuple: a set would ask for the hash, which enums compute in Python
 
 
 class Priority(enum.StrEnum):
@@ -141,8 +141,8 @@ class ExternalJobStatus(enum.StrEnum):
 
 
 _PRIORITY_RANK = {priority: rank for rank, priority in enumerate(Priority)}
-_FINISHED_TASK = frozenset({TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.DEAD})
-_FINISHED_JOB = frozenset({ExternalJobStatus.DONE, ExternalJobStatus.FAILED, ExternalJobStatus.TIMED_OUT})
+_FINISHED_TASK = (TaskStatus.DONE, TaskStatus.FAILED, TaskStatus.DEAD)
+_FINISHED_JOB = (ExternalJobStatus.DONE, ExternalJobStatus.FAILED, ExternalJobStatus.TIMED_OUT)
 
 
 # --- the machinery: annotation -> check out, check in ----------------------------------------------------------------

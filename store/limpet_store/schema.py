@@ -182,7 +182,7 @@ def _encode_counter(counter: Counter) -> str:
 
 def _decode_counter(_key: object, raw: bytes) -> Counter:
     value = wire.loads(raw)
-    if not (isinstance(value, list) and len(value) == len(Counter._fields) and all(type(n) is int for n in value)):
+    if not (isinstance(value, list) and len(value) == len(Counter._fields) and set(map(type, value)) == {int}):
         raise UndecodableError(f"a counter is a list of {len(Counter._fields)} integers")
     return Counter(*value)
 
