@@ -45,7 +45,7 @@ class Generated(NamedTuple):
 def generate(cls: type, hints: Mapping[str, Any], integers: Collection[type]) -> Generated:
     """Make the functions of a dataclass with slots and an `extra` for unknown fields.
 
-    hints     the fields of its rows in their order, with their annotations; a record in a field has a `generated`
+    hints     the fields of its rows in their order, with their annotations; a record in a field has a `_generated`
     integers  the types that an integer may have
     """
     names: dict[str, Any] = {
@@ -111,7 +111,7 @@ def _code(hint: Any, v: str, names: dict[str, Any]) -> _Code:
     if issubclass(hint, enum.StrEnum):
         names[f"{kind}_of"] = {member.value: member for member in hint}
         return _Code(f"type({v}) is {kind}", f"quote({v})", f"type({v}) is str and {v} in {kind}_of", f"{kind}_of[{v}]")
-    generated: Generated = hint.generated
+    generated: Generated = hint._generated
     names[f"text_of_{kind}"], names[f"read_{kind}"] = generated.texts[None], generated.read
     return _Code(
         f"type({v}) is {kind} and (text_{v} := text_of_{kind}({v})) is not None",

@@ -171,7 +171,7 @@ class Record:
 
     _fields: ClassVar[tuple[_Field, ...]] = ()
     _known: ClassVar[frozenset[str]] = frozenset()
-    generated: ClassVar[Generated]
+    _generated: ClassVar[Generated]
 
     def to_json(self, *, leave_out: str | None = None) -> str:
         """The row's text: compact, fields in their order, `extra` after them.
@@ -179,7 +179,7 @@ class Record:
         leave_out  a field that is not to be in the text
         raises     TypeError when a field has a value of the wrong type, ValueError when JSON cannot hold it
         """
-        make = self.generated.texts.get(leave_out)
+        make = self._generated.texts.get(leave_out)
         text = None if make is None else make(self)
         if text is None or not (text.isascii() or wire.is_utf8(text)):
             text = wire.encode(self.to_dict(leave_out=leave_out))
@@ -217,7 +217,7 @@ class Record:
         """Make the record from decoded JSON; UndecodableError when it does not fit."""
         if not isinstance(value, dict):
             raise UndecodableError(f"{cls.__name__}: a JSON object is needed, not {type(value).__name__}")
-        read: Self | None = cls.generated.read(value, cls)
+        read: Self | None = cls._generated.read(value, cls)
         return cls._checked(value) if read is None else read
 
     @classmethod
@@ -263,7 +263,7 @@ def record(**missing: Any) -> Callable[[type[R]], type[R]]:
             fields.append(_Field(entry.name, _kind(hint), default))
         cls._fields = tuple(fields)
         cls._known = frozenset(entry.name for entry in fields)
-        cls.generated = generate(cls, {entry.name: hints[entry.name] for entry in fields}, (int, Unstamped))
+        cls._generated = generate(cls, {entry.name: hints[entry.name] for entry in fields}, (int, Unstamped))
         return cls
 
     return decorate
@@ -271,7 +271,7 @@ def record(**missing: Any) -> Callable[[type[R]], type[R]]:
 
 def changed(record: R, **changes: Any) -> R:
     """What `dataclasses.replace` gives, in a third of the time (0.6 us instead of 2.1 for a task)."""
-    copy: R = record.generated.copy(record, changes)
+    copy: R = record._generated.copy(record, changes)
     return copy
 
 

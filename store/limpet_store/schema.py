@@ -176,7 +176,7 @@ def _decode_archived(_key: object, raw: bytes) -> Archived:
 def _encode_counter(counter: Counter) -> str:
     if max(counter) < wire.SAFE_INT and min(counter) > -wire.SAFE_INT:
         rows, size, first, following, oldest = counter
-        return f"[{rows},{size},{first},{following},{oldest}]"  # 0.7 us instead of 1.5, twice a message
+        return f"[{rows},{size},{first},{following},{oldest}]"  # 0.6 us instead of 1.5, twice a message
     return wire.dumps(list(counter))
 
 

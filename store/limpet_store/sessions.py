@@ -156,7 +156,7 @@ def put(work: Work, key: str, meta: SessionMeta) -> bool:
         meta = changed(meta, generation=stored.generation, message_count=stored.message_count)
     elif meta.generation == stored.generation:
         meta = changed(meta, message_count=max(meta.message_count, stored.message_count))
-    is_new = work.put(SESSIONS, key, meta, stored)
-    if is_new:
+    written = work.put(SESSIONS, key, meta, stored)
+    if written:
         history.mark_used(work, key, meta.generation)
-    return is_new
+    return written

@@ -176,11 +176,22 @@ class Store(Families[Direct]):
         with self._database.read() as engine:
             return body(type(family)(Work(engine, self._context, writable=False)), *args, **kwargs)
 
-    def writing(
-        self, *, durability: str | None = None, timeout: float | None = None
-    ) -> contextlib.AbstractContextManager[Work]:
+    @contextlib.contextmanager
+    def writing(self, *, durability: str | None = None, timeout: float | None = None) -> Iterator[Work]:
         """A write transaction without the families on it: committed if something changed, aborted if not."""
-        return _Writing(self, durability, timeout)
+        engine = self._database.write(durability=durability, timeout=timeout)
+        work = Work(engine, self._context, writable=True)
+        try:
+            yield work
+            if work.changed:
+                engine.commit()
+            else:
+                engine.abort()
+        except BaseException:
+            with contextlib.suppress(limpet.ClosedError):  # a commit that failed has ended it already
+                engine.abort()
+            work.undo()
+            raise
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Work]:
@@ -282,37 +293,6 @@ class Store(Families[Direct]):
                     except (ValueError, TypeError, StoreError) as error:
                         report.errors.append((number, str(error)))
         return report
-
-
-class _Writing(contextlib.AbstractContextManager[Work]):
-    """The context manager behind `Store.writing`; a class, because a generator takes 1.2 us more in every write."""
-
-    __slots__ = ("_durability", "_store", "_timeout", "_work")
-
-    def __init__(self, store: Store, durability: str | None, timeout: float | None) -> None:
-        self._store = store
-        self._durability = durability
-        self._timeout = timeout
-
-    def __enter__(self) -> Work:
-        engine = self._store.database.write(durability=self._durability, timeout=self._timeout)
-        self._work = Work(engine, self._store._context, writable=True)
-        return self._work
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        work = self._work
-        try:
-            if kind is None and work.changed:
-                work.engine.commit()
-            else:
-                work.engine.abort()
-        except BaseException:
-            work.undo()
-            raise
-        if kind is not None:
-            work.undo()
 
 
 def _some(lines: Iterator[tuple[int, Any]], count: int) -> Iterator[tuple[int, Any]]:

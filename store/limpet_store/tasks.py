@@ -256,12 +256,12 @@ def write(work: Work, task: QueuedTask) -> bool:
     if arrival is None or stored is None:
         _insert(work, task, arrival=task.arrival)
         return True
-    is_new = work.put(TASKS, arrival, task, stored)
+    written = work.put(TASKS, arrival, task, stored)
     if stored.messages != task.messages:
         work.remove_range(TASK_MESSAGES, (arrival,), (arrival + 1,))
         _put_messages(work, arrival, 0, task.messages)
-        is_new = True
-    return is_new
+        written = True
+    return written
 
 
 def _checked(work: Work, task: QueuedTask) -> QueuedTask:

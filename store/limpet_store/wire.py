@@ -113,7 +113,7 @@ def loads(text: str | bytes) -> Any:
     raises   UndecodableError when it is not JSON
     """
     try:
-        if isinstance(text, bytes):
+        if not isinstance(text, str):
             text = text.decode()
         try:
             value, end = _decode_beginning(text)
