@@ -372,7 +372,7 @@ MUTANTS = (
     Mutant(
         "the store forgets an index",
         ("S1",),
-        (Change("limpet_store.work:Work.put", "entries[entry] = value", "pass"),),
+        (Change("limpet_store.work:Work.put", "entries[after[0]] = after[1]", "pass"),),
     ),
     Mutant(
         "the store does not mark a reply as delivered with the task that it ends",

@@ -191,7 +191,7 @@ class Work:
         view = self.view(rows.table)
         if old is None:
             if rows.name in self._largest:
-                self._largest[rows.name] = max(self._largest[rows.name], key)  # type: ignore[call-overload]  # numbers
+                self._largest[rows.name] = max(self._largest[rows.name], key)  # type: ignore[call-overload]  # K is int
         # Records that differ differ as text, which saves the look-up; equal ones need not be the same text (1 and 1.0).
         elif record == old and view.get(key) == raw:
             return False
