@@ -46,12 +46,13 @@ READERS = 4  # threads; reads are short, and the interpreter runs one at a time 
 
 
 class _Step:
-    """A piece of work for the writer's thread, and the future that its caller awaits."""
+    """A piece of work for the writer's thread, a function of a Work, and the future that its caller awaits."""
 
-    __slots__ = ("call", "future", "outcome", "error")
+    __slots__ = ("function", "arguments", "future", "outcome", "error")
 
-    def __init__(self, call: Callable[[Work], Any], future: asyncio.Future[Any]) -> None:
-        self.call = call
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
+        self.function = function
+        self.arguments = arguments
         self.future = future
         self.outcome: Any = None
         self.error: BaseException | None = None
@@ -59,7 +60,7 @@ class _Step:
     def run(self, work: Work) -> None:
         try:
             with work.savepoint():
-                self.outcome = self.call(work)
+                self.outcome = self.function(work, *self.arguments)
         except StopIteration as error:  # a future cannot carry it, nor a coroutine
             self.error = RuntimeError("the operation raised StopIteration")
             self.error.__cause__ = error
@@ -74,6 +75,16 @@ class _Step:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.outcome)
+
+
+def _write(work: Work, family: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return work.write(type(family)(work), body, args, kwargs)
+
+
+def _run(
+    work: Work, family: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool
+) -> Any:
+    return work.run(type(family)(work), body, args, kwargs, writes)
 
 
 class _Aborted(Exception):
@@ -273,11 +284,7 @@ class _WriteGroup:
         if group is None or group.ended:
             raise limpet.ClosedError("the group has ended")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def call(work: Work) -> Any:
-            return work.run(type(family)(work), body, args, kwargs, writes)
-
-        group.steps.put(_Step(call, future))
+        group.steps.put(_Step(_run, (family, body, args, kwargs, writes), future))
         return await future
 
 
@@ -442,20 +449,16 @@ class AsyncStore(Families[Awaited]):
         """Run a family's method, in a shared commit or on a snapshot of its own; see `family.Scope`."""
         if not writes:
             return self._in_reader(self._store.run, family, body, args, kwargs, writes)
+        return self._in_writer(_write, family, body, args, kwargs)
 
-        def call(work: Work) -> Any:
-            return work.write(type(family)(work), body, args, kwargs)
-
-        return self._in_writer(call)
-
-    async def _in_writer(self, call: Callable[[Work], Any]) -> Any:
+    async def _in_writer(self, function: Callable[..., Any], *arguments: Any) -> Any:
         self._check_writable_here()
         await self._room.acquire()
         self._pending += 1
         try:
             self._check_open()
             future: asyncio.Future[Any] = self._loop.create_future()
-            self._writer.put(_Step(call, future))
+            self._writer.put(_Step(function, arguments, future))
             return await future
         finally:
             self._pending -= 1
