@@ -18,7 +18,7 @@ from bisect import bisect_left
 from functools import lru_cache
 from itertools import accumulate
 from operator import lt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import CorruptError
 from .format import (
@@ -73,20 +73,38 @@ class Overflow(bytes):
         return range(first, first + overflow_page_count(self.value_size, page_size))
 
 
+class EvenLayout(NamedTuple):
+    """Where the entries of a leaf lie if its keys are all of one size, and its values are.
+
+    Ids that point at records of a fixed size are common, and then a table has but a few layouts. So one is checked
+    once, for all leaves that have it, and each of them is cut by two calls of `struct`.
+    """
+
+    ends: Ends
+    end: int  # of the last value
+    keys: struct.Struct
+    values: struct.Struct
+
+
 class Leaf:
     """A leaf: entries in key order. Immutable, valid for as long as somebody holds it.
 
     overflow   indexes of the entries whose value is an overflow record
     """
 
-    __slots__ = ("_ends", "_first", "count", "hits", "memory", "overflow", "page")
+    __slots__ = ("_ends", "_even", "_first", "_in_order", "count", "hits", "memory", "overflow", "page")
     level = 0
 
-    def __init__(self, page: bytes, count: int, ends: Ends, overflow: frozenset[int]) -> None:
+    def __init__(
+        self, page: bytes, count: int, ends: Ends, overflow: frozenset[int], even: EvenLayout | None = None
+    ) -> None:
+        """Made of what has been checked; even: the layout, if it is known to be an even one."""
         self.page = page
         self.count = count
         self._ends = ends  # of the keys, then of the values; both lie in this order without gaps
         self.overflow = overflow
+        self._even = even
+        self._in_order = False  # whether the keys have been looked through
         self._first = LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))  # where the keys begin
         self.hits = 0  # look-ups so far; a leaf that is asked often earns its warm form
         self.memory = len(page) + _OBJECT_SIZE + 2 * len(ends)
@@ -124,13 +142,22 @@ class Leaf:
 
     def keys(self) -> list[bytes]:
         """All keys, ascending. CorruptError if they are not."""
-        keys = _slices(self.page, self._first, self._ends[: self.count])
-        _check_order(keys, self.page)
+        even = self._even
+        if even is not None:  # 0.4 us instead of 0.9
+            keys = list(even.keys.unpack_from(self.page, self._first))
+        else:
+            keys = _slices(self.page, self._first, self._ends[: self.count])
+        if not self._in_order:  # once: it takes as long as making the keys
+            _check_order(keys, self.page)
+            self._in_order = True
         return keys
 
     def values(self) -> list[bytes]:
         """All stored values, in key order."""
         ends, count = self._ends, self.count
+        even = self._even
+        if even is not None:
+            return list(even.values.unpack_from(self.page, ends[count - 1]))
         stored = _slices(self.page, ends[count - 1], ends[count:])
         for index in self.overflow:
             stored[index] = Overflow(stored[index])
@@ -264,7 +291,7 @@ def decode_node(page: bytes, pgno: Pgno, tree_id: int) -> Node:
     raises         CorruptError where the page contradicts itself or its place
     cost           about 0.1 us an entry
     """
-    _, kind, level, count, own_pgno, own_tree_id, _ = PAGE.unpack_from(page)
+    _, kind, level, count, own_pgno, own_tree_id, _, overflow_count = _NODE_HEAD.unpack_from(page)
     if own_pgno != pgno:
         raise CorruptError("the page belongs elsewhere", pgno=pgno, expected=int(pgno), found=own_pgno)
     if own_tree_id != tree_id:
@@ -272,7 +299,7 @@ def decode_node(page: bytes, pgno: Pgno, tree_id: int) -> Node:
     if kind == LEAF:
         if level:
             raise CorruptError("a leaf has to have level 0", pgno=pgno, expected=0, found=level)
-        return _decode_leaf(page, pgno, count)
+        return _decode_leaf(page, pgno, count, overflow_count)
     if kind == BRANCH:
         if not 0 < level <= MAX_LEVEL:
             raise CorruptError("impossible level of a branch", pgno=pgno, expected=f"1 to {MAX_LEVEL}", found=level)
@@ -280,8 +307,7 @@ def decode_node(page: bytes, pgno: Pgno, tree_id: int) -> Node:
     raise CorruptError("not a node of a tree", pgno=pgno, expected="leaf or branch", found=f"kind {kind}")
 
 
-def _decode_leaf(page: bytes, pgno: Pgno, count: int) -> Leaf:
-    (overflow_count,) = LEAF_OVERFLOW_COUNT.unpack_from(page, PAGE_HEADER_SIZE)
+def _decode_leaf(page: bytes, pgno: Pgno, count: int, overflow_count: int) -> Leaf:
     overflow_at = LEAF_ARRAYS_AT + 2 * END_SIZE * count
     data_at = overflow_at + END_SIZE * overflow_count
     if not count or data_at > len(page):
@@ -289,10 +315,15 @@ def _decode_leaf(page: bytes, pgno: Pgno, count: int) -> Leaf:
             f"the leaf counts {count} entries and {overflow_count} overflow records, more than its page can hold",
             pgno=pgno,
         )
-    ends = _ends(page[LEAF_ARRAYS_AT:overflow_at])
-    _check_ends(ends, data_at, len(page), pgno)
+    layout = page[LEAF_ARRAYS_AT:overflow_at]
     if not overflow_count:
-        return Leaf(page, count, ends, _NO_OVERFLOW)
+        even = _even_layouts.get(layout)  # 0.1 us, where taking the ends in hand and checking them takes 1.2
+        if even is not None and even.end <= len(page):
+            return Leaf(page, count, even.ends, _NO_OVERFLOW, even)
+    ends = _ends(layout)
+    _check_ends(ends.tolist(), data_at, len(page), pgno)
+    if not overflow_count:
+        return Leaf(page, count, ends, _NO_OVERFLOW, _even_layout(layout, ends, count, data_at))
     indexes = _ends_struct(overflow_count).unpack_from(page, overflow_at)
     for index in indexes:
         if index >= count or ends[count + index] - ends[count + index - 1] != OVERFLOW_RECORD.size:
@@ -300,6 +331,21 @@ def _decode_leaf(page: bytes, pgno: Pgno, count: int) -> Leaf:
     if len(set(indexes)) != overflow_count:
         raise CorruptError("an overflow index is listed twice", pgno=pgno)
     return Leaf(page, count, ends, frozenset(indexes))
+
+
+def _even_layout(layout: bytes, ends: Ends, count: int, first: int) -> EvenLayout | None:
+    """The layout of these ends, which have been checked, for the next leaf that has it; None if it is uneven."""
+    key_size, value_size = ends[0] - first, ends[count] - ends[count - 1]
+    data_at = ends[count - 1]
+    if data_at - first != key_size * count or ends[-1] - data_at != value_size * count:
+        return None  # the usual way out: 0.3 us
+    if ends != _even_ends(first, key_size, count) + _even_ends(data_at, value_size, count):
+        return None
+    even = EvenLayout(ends, ends[-1], _even_struct(key_size, count), _even_struct(value_size, count))
+    if len(_even_layouts) >= _EVEN_LAYOUTS:
+        _even_layouts.clear()
+    _even_layouts[layout] = even
+    return even
 
 
 def _ends(data: bytes) -> Ends:
@@ -340,7 +386,8 @@ def _slices(page: bytes, first: int, ends: Ends) -> list[bytes]:
     size = ends[0] - first
     if ends[-1] - first == size * count and ends == _even_ends(first, size, count):
         return list(_even_struct(size, count).unpack_from(page, first))
-    return [page[start:end] for start, end in zip((first, *ends[:-1]), ends, strict=True)]
+    start = first
+    return [page[start : (start := end)] for end in ends]  # a third less than with pairs of start and end
 
 
 @lru_cache(maxsize=1024)
@@ -354,6 +401,9 @@ def _even_struct(size: int, count: int) -> struct.Struct:
 
 
 _NO_OVERFLOW: frozenset[int] = frozenset()
+_NODE_HEAD = struct.Struct(PAGE.format + LEAF_OVERFLOW_COUNT.format[1:])  # a branch has something else in the last field
+_EVEN_LAYOUTS = 256  # of 2 KB each; a table of records of one size has some ten, for leaves half full to full
+_even_layouts: dict[bytes, EvenLayout] = {}  # the bytes of the ends -> the layout, for leaves without overflow
 
 
 def _decode_branch(page: bytes, pgno: Pgno, level: int, count: int) -> Branch:
@@ -362,14 +412,15 @@ def _decode_branch(page: bytes, pgno: Pgno, level: int, count: int) -> Branch:
     if not count or data_at > len(page):
         raise CorruptError(f"the branch counts {count} children, which its page cannot hold", pgno=pgno)
     ends = _ends_struct(count - 1).unpack_from(page, PAGE_HEADER_SIZE)
-    _check_ends(ends, data_at, len(page), pgno)
-    keys = [page[start:end] for start, end in zip((data_at, *ends[:-1]), ends, strict=True)] if ends else []
+    _check_ends(list(ends), data_at, len(page), pgno)
+    start = data_at
+    keys = [page[start : (start := end)] for end in ends]
     _check_order(keys, page)
     return Branch(page, level, keys, _refs(page[children_at:data_at]))
 
 
-def _check_ends(ends: Ends | tuple[int, ...], data_at: int, page_size: int, pgno: Pgno) -> None:
-    if ends and (ends[0] < data_at or ends[-1] > page_size or sorted(ends) != list(ends)):
+def _check_ends(ends: list[int], data_at: int, page_size: int, pgno: Pgno) -> None:
+    if ends and (ends[0] < data_at or ends[-1] > page_size or sorted(ends) != ends):
         raise CorruptError("the offsets of the entries overlap or leave the page", pgno=pgno)
 
 
