@@ -73,6 +73,15 @@ class Overflow(bytes):
         return range(first, first + overflow_page_count(self.value_size, page_size))
 
 
+class Splice(NamedTuple):
+    """A change of one entry of a leaf."""
+
+    at: int  # where the entry is, or belongs, in the leaf as it is
+    key: bytes
+    value: bytes | None  # None: delete it
+    replace: bool  # whether it is there
+
+
 class EvenLayout(NamedTuple):
     """Where the entries of a leaf lie if its keys are all of one size, and its values are.
 
@@ -163,68 +172,82 @@ class Leaf:
             stored[index] = Overflow(stored[index])
         return stored
 
-    def place(self, key: bytes) -> tuple[int, bool]:
-        """Where `key` is, or belongs: (index, whether it is there)."""
-        page, ends, first = self.page, self._ends, self._first
-
-        def at(index: int) -> bytes:
-            return page[ends[index - 1] if index else first : ends[index]]
-
-        index = bisect_left(range(self.count), key, key=at)
-        return index, index < self.count and at(index) == key
-
     def entry_size(self, index: int) -> int:
-        """Bytes that one entry takes; not for overflow records."""
+        """Bytes that one entry takes."""
         ends, at = self._ends, self.count + index
-        return ends[index] - (ends[index - 1] if index else self._first) + ends[at] - ends[at - 1] + 2 * END_SIZE
+        size = ends[index] - (ends[index - 1] if index else self._first) + ends[at] - ends[at - 1]
+        return size + (3 if index in self.overflow else 2) * END_SIZE
 
     @property
     def used(self) -> int:
         """Bytes that the entries take."""
         return self._ends[-1] - LEAF_ARRAYS_AT
 
-    def splice(self, index: int, key: bytes, value: bytes | None, *, replace: bool) -> tuple[bytes, int, Ends]:
-        """The bytes of a leaf in which one entry differs, without taking the others apart.
+    def splice(self, changes: list[Splice]) -> tuple[bytes, int, Ends, frozenset[int]]:
+        """The bytes of a leaf in which some entries differ, without taking the others apart.
 
-        index     where the entry is or belongs, as `place` gives it
-        value     its new value, None to delete it; not an Overflow, and no other entry's is one either
-        replace   whether the entry is there
-        returns   (everything behind the page header, up to the end of the values; entries; their ends)
-        cost      3 us; decoding and encoding 22 entries takes 25
+        changes   in key order, at least one; what is deleted is there
+        returns   (everything behind the page header, up to the end of the values; entries; their ends; overflow
+                  indexes), as Leaf wants them
+        cost      3 us and 1 us a change; decoding, merging and encoding 22 entries takes 20
         """
         page, ends, count, first = self.page, self._ends, self.count, self._first
-        key_start = ends[index - 1] if index else first
-        key_end = ends[index] if replace else key_start
-        value_start = ends[count + index - 1]
-        value_end = ends[count + index] if replace else value_start
-        if replace and value is not None and len(value) == value_end - value_start:
-            middle = (page[PAGE_HEADER_SIZE:value_start], value, page[value_end : ends[-1]])
-            return b"".join(middle), count, ends
-        new_key, new_value = (b"", b"") if value is None else (key, value)
-        new_count = count + (value is not None) - replace
-        shift = 2 * END_SIZE * (new_count - count)
-        key_shift = shift + len(new_key) - (key_end - key_start)
-        value_shift = key_shift + len(new_value) - (value_end - value_start)
-        new_ends = array("H", [end + shift for end in ends[:index]])
-        if value is not None:
-            new_ends.append(key_start + shift + len(key))
-        after = index + replace
-        new_ends.extend([end + key_shift for end in ends[after : count + index]])
-        if value is not None:
-            new_ends.append(value_start + key_shift + len(value))
-        new_ends.extend([end + value_shift for end in ends[count + after :]])
-        content = b"".join(
-            (
-                LEAF_OVERFLOW_COUNT.pack(0),
-                _ends_bytes(new_ends),
-                page[first:key_start],
-                new_key,
-                page[key_end:value_start],
-                new_value,
-                page[value_end : ends[-1]],
-            )
-        )
-        return content, new_count, new_ends
+        new_count, key_growth = count, 0
+        overflow: list[int] = []
+        for _, key, value, replace in changes:
+            if not replace:
+                new_count += 1
+                key_growth += len(key)
+            elif value is None:
+                new_count -= 1
+                key_growth -= len(key)
+        if self.overflow or Overflow in [type(value) for _, _, value, _ in changes]:
+            overflow = self._spliced_overflow(changes)
+        data_at = LEAF_ARRAYS_AT + END_SIZE * (2 * new_count + len(overflow))
+        # Of the entries done so far: how many there were, where they ended, and how far the next ones move.
+        at, key_at, value_at = 0, first, ends[count - 1]
+        key_shift = data_at - first
+        value_shift = key_shift + key_growth
+        arrays = page[LEAF_ARRAYS_AT : LEAF_ARRAYS_AT + 2 * END_SIZE * count]
+        key_ends: list[bytes] = []
+        value_ends: list[bytes] = []
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        for index, key, value, replace in (*changes, Splice(count, b"", None, replace=False)):  # the last one: the rest
+            if at < index:
+                key_ends.append(_shifted(arrays[END_SIZE * at : END_SIZE * index], key_shift))
+                value_ends.append(_shifted(arrays[END_SIZE * (count + at) : END_SIZE * (count + index)], value_shift))
+                keys.append(page[key_at : ends[index - 1]])
+                values.append(page[value_at : ends[count + index - 1]])
+                at, key_at, value_at = index, ends[index - 1], ends[count + index - 1]
+            if replace:
+                key_shift -= ends[index] - key_at
+                value_shift -= ends[count + index] - value_at
+                at, key_at, value_at = index + 1, ends[index], ends[count + index]
+            if value is not None:
+                key_shift += len(key)
+                value_shift += len(value)
+                key_ends.append((key_at + key_shift).to_bytes(END_SIZE, "little"))
+                value_ends.append((value_at + value_shift).to_bytes(END_SIZE, "little"))
+                keys.append(key)
+                values.append(value)
+        arrays = b"".join(key_ends + value_ends)
+        content = b"".join((_counted(arrays, overflow), *keys, *values))
+        return content, new_count, _ends(arrays), frozenset(overflow) if overflow else _NO_OVERFLOW
+
+    def _spliced_overflow(self, changes: list[Splice]) -> list[int]:
+        """The overflow indexes of the leaf that `splice` makes."""
+        old = sorted(self.overflow)
+        new: list[int] = []
+        done = shift = 0  # how many of the old ones; how far entries move
+        for index, _, value, replace in changes:
+            stop = bisect_left(old, index, done)
+            new += [each + shift for each in old[done:stop]]
+            done = stop + (replace and stop < len(old) and old[stop] == index)
+            if type(value) is Overflow:
+                new.append(index + shift)
+            shift += (value is not None) - replace
+        return new + [each + shift for each in old[done:]]
 
 
 class WarmLeaf:
@@ -401,8 +424,8 @@ def _even_struct(size: int, count: int) -> struct.Struct:
 
 
 _NO_OVERFLOW: frozenset[int] = frozenset()
-_NODE_HEAD = struct.Struct(PAGE.format + LEAF_OVERFLOW_COUNT.format[1:])  # a branch has something else in the last field
-_EVEN_LAYOUTS = 256  # of 2 KB each; a table of records of one size has some ten, for leaves half full to full
+_NODE_HEAD = struct.Struct(PAGE.format + LEAF_OVERFLOW_COUNT.format[1:])  # the last field is another one in a branch
+_EVEN_LAYOUTS = 256  # of 2 KB each; a table of records of one size has some ten: leaves half full to full
 _even_layouts: dict[bytes, EvenLayout] = {}  # the bytes of the ends -> the layout, for leaves without overflow
 
 
@@ -458,21 +481,47 @@ def leaf_content(keys: list[bytes], values: list[bytes]) -> tuple[bytes, Ends, f
     returns  (content, the ends array, overflow indexes), the latter as Leaf wants them
     """
     count = len(keys)
+    sizes, value_sizes = list(map(len, keys)), list(map(len, values))
     overflow: list[int] = []
-    if Overflow in set(map(type, values)):
+    if OVERFLOW_RECORD.size in value_sizes and Overflow in set(map(type, values)):
         overflow = [index for index, value in enumerate(values) if type(value) is Overflow]
-    data_at = LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))
-    ends = array("H", accumulate(map(len, (*keys, *values)), initial=data_at))[1:]
-    content = b"".join(
-        (
-            LEAF_OVERFLOW_COUNT.pack(len(overflow)),
-            _ends_bytes(ends),
-            _ends_struct(len(overflow)).pack(*overflow) if overflow else b"",
-            *keys,
-            *values,
-        )
-    )
+    elif sizes.count(sizes[0]) == count == value_sizes.count(value_sizes[0]):
+        # 1.6 us instead of 3.3
+        arrays, ends = _even_arrays(count, sizes[0], value_sizes[0])
+        return b"".join((arrays, *keys, *values)), ends, _NO_OVERFLOW
+    sizes += value_sizes
+    sizes[0] += LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))
+    ends = array("H", list(accumulate(sizes)))
+    content = b"".join((_counted(_ends_bytes(ends), overflow), *keys, *values))
     return content, ends, frozenset(overflow) if overflow else _NO_OVERFLOW
+
+
+def _counted(arrays: bytes, overflow: list[int]) -> bytes:
+    """What stands in a leaf between the page header and the keys. arrays: the ends of the entries, as in the page."""
+    indexes = _ends_struct(len(overflow)).pack(*overflow) if overflow else b""
+    return LEAF_OVERFLOW_COUNT.pack(len(overflow)) + arrays + indexes
+
+
+def _shifted(arrays: bytes, shift: int) -> bytes:
+    """Ends as in a page, each of them `shift` more, by one addition of long numbers.
+
+    All sums fit into 16 bits, so nothing is carried from one to the next. Of 80 entries it takes 1 us, in a loop 10.
+    """
+    size = len(arrays)
+    return (int.from_bytes(arrays, "little") + shift * _ones(size // END_SIZE)).to_bytes(size, "little")
+
+
+@lru_cache(maxsize=256)
+def _ones(count: int) -> int:
+    return int.from_bytes(b"\1\0" * count, "little")
+
+
+@lru_cache(maxsize=256)
+def _even_arrays(count: int, key_size: int, value_size: int) -> tuple[bytes, Ends]:
+    """What `_counted` gives for keys of one size and values of one size, and their ends."""
+    first = LEAF_ARRAYS_AT + 2 * END_SIZE * count
+    ends = _even_ends(first, key_size, count) + _even_ends(first + key_size * count, value_size, count)
+    return _counted(_ends_bytes(ends), []), ends
 
 
 def finish_leaf(content: bytes, count: int, pgno: Pgno, tree_id: int, stamp: int, page_size: int) -> bytes:
