@@ -194,7 +194,11 @@ class DraftLeaf:
 
 @dataclass(slots=True)
 class FreshLeaf:
-    """A leaf of a tree that was empty, encoded but for its header while its entries were at hand."""
+    """A leaf of a tree that was empty, encoded but for its header while its entries were at hand.
+
+    content  empty as soon as the page is made of it, so that a bulk load is not in memory twice: at the end of one of
+             18 MB, 23 MB instead of 40
+    """
 
     content: bytes
     count: int
@@ -208,7 +212,8 @@ class FreshLeaf:
 class SplicedLeaf:
     """A leaf in which some entries differ from one that is there: to be patched, not taken apart.
 
-    Most leaves that a checkpoint changes are of this kind, and cost a third.
+    Most leaves that a checkpoint changes are of this kind. Seven records behind 100 others take 24 us with all that
+    belongs to it, where decoding, merging and encoding take 64.
     """
 
     leaf: Leaf
@@ -347,7 +352,7 @@ class _Editor:
 
     def edit_leaf(self, ref: int, leaf: Leaf | WarmLeaf, low: int, high: int) -> tuple[list[Child], list[bytes]]:
         old_keys = leaf.keys()
-        if type(leaf) is Leaf and (high - low) * 2 <= leaf.count:  # when most entries change, merging is faster
+        if type(leaf) is Leaf and (high - low) * 3 <= leaf.count:  # 8 of 20 entries take a fifth less merged
             spliced = self._splice(ref, leaf, old_keys, low, high)
             if spliced is not None:
                 return [spliced], []
@@ -467,7 +472,7 @@ class _Editor:
                 keys[index:index] = between
             elif keys:
                 del keys[min(index, len(keys) - 1)]
-        if any(_is_thin(child) for _, siblings, _ in edits for child in siblings):
+        if any(_is_thin(child) for _, siblings, _ in edits for child in siblings):  # to look at all takes 10 us more
             self._join_thin(branch.level, keys, children)
         append = edits[-1][0] == len(branch.children) - 1 and len(edits) == 1
         return self.cut_branch(branch.level, keys, children, append=append, shrank=len(children) < len(branch.children))
@@ -610,7 +615,7 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
             pgno = Pgno(next(places))
             if isinstance(child, FreshLeaf):
                 content, count, ends, overflow = child.content, child.count, child.ends, child.overflow
-                child.content = b""  # makes room for the page: at the end of a bulk load of 18 MB, 23 MB instead of 40
+                child.content = b""
             elif isinstance(child, SplicedLeaf):
                 content, count, ends, overflow = child.leaf.splice(child.changes)
             else:

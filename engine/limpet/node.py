@@ -189,7 +189,7 @@ class Leaf:
         changes   in key order, at least one; what is deleted is there
         returns   (everything behind the page header, up to the end of the values; entries; their ends; overflow
                   indexes), as Leaf wants them
-        cost      3 us and 1 us a change; decoding, merging and encoding 22 entries takes 20
+        cost      3 us and 1.4 us a change; decoding, merging and encoding takes 8 us for 20 entries, 25 for 80
         """
         page, ends, count, first = self.page, self._ends, self.count, self._first
         new_count, key_growth = count, 0
@@ -486,7 +486,7 @@ def leaf_content(keys: list[bytes], values: list[bytes]) -> tuple[bytes, Ends, f
     if OVERFLOW_RECORD.size in value_sizes and Overflow in set(map(type, values)):
         overflow = [index for index, value in enumerate(values) if type(value) is Overflow]
     elif sizes.count(sizes[0]) == count == value_sizes.count(value_sizes[0]):
-        # 1.6 us instead of 3.3
+        # 1.6 us instead of 3.3.
         arrays, ends = _even_arrays(count, sizes[0], value_sizes[0])
         return b"".join((arrays, *keys, *values)), ends, _NO_OVERFLOW
     sizes += value_sizes
@@ -505,7 +505,8 @@ def _counted(arrays: bytes, overflow: list[int]) -> bytes:
 def _shifted(arrays: bytes, shift: int) -> bytes:
     """Ends as in a page, each of them `shift` more, by one addition of long numbers.
 
-    All sums fit into 16 bits, so nothing is carried from one to the next. Of 80 entries it takes 1 us, in a loop 10.
+    All sums fit into 16 bits, so nothing is carried from one to the next. With a loop over 200 ends in its place, a
+    change of a leaf of 100 entries takes 7 us more.
     """
     size = len(arrays)
     return (int.from_bytes(arrays, "little") + shift * _ones(size // END_SIZE)).to_bytes(size, "little")
