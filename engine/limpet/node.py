@@ -43,7 +43,7 @@ from .format import (
 
 # What Python spends on a decoded node, in bytes, so that the cache can be sized in real memory:
 _WARM_ENTRY_SIZE = 2 * (33 + 8) + 54  # headers of key and value, rounding, a slot in a dict of any fill
-_OBJECT_SIZE = 260  # the node, its page's bytes header, its other parts' headers, its place in the cache
+_OBJECT_SIZE = 276  # the node, its page's bytes header, its other parts' headers, its place in the cache
 _KEY_SIZE = 8 + 33 + 8  # list slot, bytes header, rounding of the allocator
 
 
@@ -360,7 +360,7 @@ def _even_layout(layout: bytes, ends: Ends, count: int, first: int) -> EvenLayou
     """The layout of these ends, which have been checked, for the next leaf that has it; None if it is uneven."""
     key_size, value_size = ends[0] - first, ends[count] - ends[count - 1]
     data_at = ends[count - 1]
-    if data_at - first != key_size * count or ends[-1] - data_at != value_size * count:
+    if data_at - first != key_size * count or ends[-1] - data_at != value_size * count or count > _MOST_EVEN:
         return None  # the usual way out: 0.3 us
     if ends != _even_ends(first, key_size, count) + _even_ends(data_at, value_size, count):
         return None
@@ -407,25 +407,26 @@ def _slices(page: bytes, first: int, ends: Ends) -> list[bytes]:
     """
     count = len(ends)
     size = ends[0] - first
-    if ends[-1] - first == size * count and ends == _even_ends(first, size, count):
+    if ends[-1] - first == size * count and count <= _MOST_EVEN and ends == _even_ends(first, size, count):
         return list(_even_struct(size, count).unpack_from(page, first))
     start = first
     return [page[start : (start := end)] for end in ends]  # a third less than with pairs of start and end
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def _even_ends(first: int, size: int, count: int) -> Ends:
     return array("H", range(first + size, first + size * count + 1, size)) if size else array("H", [first] * count)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def _even_struct(size: int, count: int) -> struct.Struct:
     return struct.Struct(f"<{f'{size}s' * count}")
 
 
 _NO_OVERFLOW: frozenset[int] = frozenset()
 _NODE_HEAD = struct.Struct(PAGE.format + LEAF_OVERFLOW_COUNT.format[1:])  # the last field is another one in a branch
-_EVEN_LAYOUTS = 256  # of 2 KB each; a table of records of one size has some ten: leaves half full to full
+_MOST_EVEN = 512  # entries of a leaf that is cut by `struct`, which keeps 32 bytes for each of them
+_EVEN_LAYOUTS = 256  # of 2 KB each at 22 entries; a table of records of one size has some ten: leaves half full to full
 _even_layouts: dict[bytes, EvenLayout] = {}  # the bytes of the ends -> the layout, for leaves without overflow
 
 

@@ -238,10 +238,15 @@ def test_a_layout_of_one_size_is_what_any_other_is() -> None:
             assert [leaf.get(key) for key in entries] == list(entries.values())
 
 
-def test_layouts_do_not_pile_up() -> None:
+def test_layouts_do_not_pile_up_nor_grow_with_the_page() -> None:
     for size in range(700):
         leaf_of({b"a": bytes(size)})
     assert len(node._even_layouts) <= node._EVEN_LAYOUTS
+    entries = {b"%04d" % number: b"%d" % (number % 10) for number in range(2 * node._MOST_EVEN)}
+    for _ in range(2):
+        leaf = leaf_of(entries, 32768)
+        assert (leaf.keys(), leaf.values()) == (list(entries), list(entries.values()))
+    assert max(map(len, node._even_layouts)) <= 2 * format.END_SIZE * node._MOST_EVEN
 
 
 @given(st.binary(min_size=508, max_size=508), st.sampled_from([format.LEAF, format.BRANCH]), st.integers(0, 60))
