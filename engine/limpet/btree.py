@@ -56,7 +56,7 @@ Changes = dict[bytes, bytes | None]  # None: delete
 _THIN = 4  # a node that shrank below 1/4 of its page is joined with a neighbour
 _CACHED_SCAN = 8  # leaves of one scan that may push others out of the cache; the rest only fill its free room
 _KEPT_AFTER = 2  # look-ups in a leaf; one that is repeated will be again
-_CACHED_SEAL = 512  # nodes of one commit that enter the cache: those of a checkpoint do, those of a bulk load do not
+_CACHED_SEAL = 2500  # nodes of one commit that enter the cache: those of a checkpoint do, those of a bulk load do not
 _BATCH = 500  # entries of a bulk load that are made into leaves at a time
 _RUN_TAIL = 2  # bytes at the end of a key that may differ within a run
 
@@ -605,13 +605,13 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
     pages: dict[int, bytes] = {}
     places = iter(pgnos)
     cached = len(pgnos) <= _CACHED_SEAL
-    refs: list[int] = []  # written and not cached; nothing older may stay in the cache under one of them
+    written: dict[int, Node | None] = {}  # reference -> node; None: not to be cached
     page_size = pager.page_size
 
     def place(child: Child) -> Ref:
         if isinstance(child, int):
             return Ref(child)
-        node: Node
+        node: Node | None
         if not isinstance(child, DraftBranch):
             pgno = Pgno(next(places))
             if isinstance(child, FreshLeaf):
@@ -623,8 +623,7 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
                 count = len(child.keys)
                 content, ends, overflow = leaf_content(child.keys, child.values)
             ref, page = pager.seal(finish_leaf(content, count, pgno, tree_id, stamp, page_size), pgno)
-            if cached:
-                node = Leaf(page, count, ends, overflow)
+            node = Leaf(page, count, ends, overflow) if cached else None
         elif child.patched is not None:
             patches: dict[int, int] = {index: place(grandchild) for index, grandchild in child.patches.items()}
             children = child.patched.children[:]
@@ -644,12 +643,9 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
             )
             node = Branch(page, child.level, child.keys, children)
         pages[pgno] = page
-        if cached:
-            pager.renew(ref, node)
-        else:
-            refs.append(ref)
+        written[ref] = node if cached else None
         return ref
 
     root = place(edit.root)
-    pager.discard(refs)
+    pager.renew(written)
     return root, pages

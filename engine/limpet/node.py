@@ -191,6 +191,9 @@ class Leaf:
         cost      3 us and 1.4 us a change; decoding, merging and encoding takes 8 us for 20 entries, 25 for 80
         """
         page, ends, count, first = self.page, self._ends, self.count, self._first
+        same = self._overwritten(changes)
+        if same is not None:
+            return same, count, ends, self.overflow
         new_count, key_growth = count, 0
         overflow: list[int] = []
         for _, key, value, replace in changes:
@@ -233,6 +236,23 @@ class Leaf:
         arrays = b"".join(key_ends + value_ends)
         content = b"".join((_counted(arrays, overflow), *keys, *values))
         return content, new_count, _ends(arrays), frozenset(overflow) if overflow else _NO_OVERFLOW
+
+    def _overwritten(self, changes: list[Splice]) -> bytes | None:
+        """What `splice` gives if each change is a value in the place of one of its size and kind; else None.
+
+        Nothing moves then, which saves 5 of 8 us.
+        """
+        page, ends, at = self.page, self._ends, PAGE_HEADER_SIZE
+        pieces: list[bytes] = []
+        for index, _, value, replace in changes:
+            if not replace or value is None:
+                return None
+            start, end = ends[self.count + index - 1], ends[self.count + index]
+            if len(value) != end - start or (type(value) is Overflow) != (index in self.overflow):
+                return None
+            pieces += page[at:start], value
+            at = end
+        return b"".join((*pieces, page[at : ends[-1]]))
 
     def _spliced_overflow(self, changes: list[Splice]) -> list[int]:
         """The overflow indexes of the leaf that `splice` makes."""

@@ -100,6 +100,27 @@ def test_a_spliced_leaf_is_the_one_that_would_be_encoded_anew(
         ), "what the editor expects it to take"
 
 
+def test_values_that_take_the_place_of_one_of_their_size_move_nothing_and_change_kind_only_where_they_do() -> None:
+    plain, other = b"a value of 12", b"another one!!"
+    record, moved = node.overflow_record(5000, Ref(7)), node.overflow_record(6000, Ref(8))
+    like_a_record = b"twelve bytes"
+    assert len(plain) == len(other)
+    assert len(record) == len(like_a_record)
+    leaf = leaf_of({b"a": plain, b"b": record, b"c": like_a_record})
+    for changed in (
+        {b"a": other},
+        {b"b": moved},
+        {b"a": other, b"b": moved, b"c": like_a_record[::-1]},
+        {b"b": like_a_record},  # from overflow pages into the leaf
+        {b"c": moved},  # and the other way
+        {b"b": like_a_record, b"c": moved},
+    ):
+        entries = {b"a": plain, b"b": record, b"c": like_a_record, **changed}
+        content, ends, overflow = node.leaf_content(sorted(entries), [entries[key] for key in sorted(entries)])
+        splices = [node.Splice(b"abc".index(key), key, value, replace=True) for key, value in changed.items()]
+        assert leaf.splice(splices) == (content, 3, ends, overflow)
+
+
 SEPARATED = st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=30, unique=True).map(sorted)
 
 
