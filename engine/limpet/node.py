@@ -18,7 +18,7 @@ from bisect import bisect_left
 from functools import lru_cache
 from itertools import accumulate
 from operator import lt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import CorruptError
 from .format import (
@@ -42,7 +42,7 @@ from .format import (
 )
 
 # What Python spends on a decoded node, in bytes, so that the cache can be sized in real memory:
-_OBJECT_SIZE = 260  # the node, its page's bytes header, its other parts' headers, its place in the cache
+_OBJECT_SIZE = 276  # the node, its page's bytes header, its other parts' headers, its place in the cache
 _KEY_SIZE = 8 + 33 + 8  # list slot, bytes header, rounding of the allocator
 
 
@@ -72,20 +72,47 @@ class Overflow(bytes):
         return range(first, first + overflow_page_count(self.value_size, page_size))
 
 
+class Splice(NamedTuple):
+    """A change of one entry of a leaf."""
+
+    at: int  # where the entry is, or belongs, in the leaf as it is
+    key: bytes
+    value: bytes | None  # None: delete it
+    replace: bool  # whether it is there
+
+
+class EvenLayout(NamedTuple):
+    """Where the entries of a leaf lie if its keys are all of one size, and its values are.
+
+    Ids that point at records of a fixed size are common, and then a table has but a few layouts. So one is checked
+    once, for all leaves that have it, and each of them is cut by two calls of `struct`.
+    """
+
+    ends: Ends
+    end: int  # of the last value
+    keys: struct.Struct
+    values: struct.Struct
+
+
 class Leaf:
     """A leaf: entries in key order. Immutable, valid for as long as somebody holds it.
 
     overflow   indexes of the entries whose value is an overflow record
     """
 
-    __slots__ = ("_ends", "_first", "count", "hits", "memory", "overflow", "page")
+    __slots__ = ("_ends", "_even", "_first", "_in_order", "count", "hits", "memory", "overflow", "page")
     level = 0
 
-    def __init__(self, page: bytes, count: int, ends: Ends, overflow: frozenset[int]) -> None:
+    def __init__(
+        self, page: bytes, count: int, ends: Ends, overflow: frozenset[int], even: EvenLayout | None = None
+    ) -> None:
+        """Made of what has been checked; even: the layout, if it is known to be an even one."""
         self.page = page
         self.count = count
         self._ends = ends  # of the keys, then of the values; both lie in this order without gaps
         self.overflow = overflow
+        self._even = even
+        self._in_order = False  # whether the keys have been looked through
         self._first = LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))  # where the keys begin
         self.hits = 0  # look-ups since its rows were last offered to the row cache
         self.memory = len(page) + _OBJECT_SIZE + 2 * len(ends)
@@ -123,80 +150,123 @@ class Leaf:
 
     def keys(self) -> list[bytes]:
         """All keys, ascending. CorruptError if they are not."""
-        keys = _slices(self.page, self._first, self._ends[: self.count])
-        _check_order(keys, self.page)
+        even = self._even
+        if even is not None:  # 0.4 us instead of 0.9
+            keys = list(even.keys.unpack_from(self.page, self._first))
+        else:
+            keys = _slices(self.page, self._first, self._ends[: self.count])
+        if not self._in_order:  # once: it takes as long as making the keys
+            _check_order(keys, self.page)
+            self._in_order = True
         return keys
 
     def values(self) -> list[bytes]:
         """All stored values, in key order."""
         ends, count = self._ends, self.count
+        even = self._even
+        if even is not None:
+            return list(even.values.unpack_from(self.page, ends[count - 1]))
         stored = _slices(self.page, ends[count - 1], ends[count:])
         for index in self.overflow:
             stored[index] = Overflow(stored[index])
         return stored
 
-    def place(self, key: bytes) -> tuple[int, bool]:
-        """Where `key` is, or belongs: (index, whether it is there)."""
-        page, ends, first = self.page, self._ends, self._first
-
-        def at(index: int) -> bytes:
-            return page[ends[index - 1] if index else first : ends[index]]
-
-        index = bisect_left(range(self.count), key, key=at)
-        return index, index < self.count and at(index) == key
-
     def entry_size(self, index: int) -> int:
-        """Bytes that one entry takes; not for overflow records."""
+        """Bytes that one entry takes."""
         ends, at = self._ends, self.count + index
-        return ends[index] - (ends[index - 1] if index else self._first) + ends[at] - ends[at - 1] + 2 * END_SIZE
+        size = ends[index] - (ends[index - 1] if index else self._first) + ends[at] - ends[at - 1]
+        return size + (3 if index in self.overflow else 2) * END_SIZE
 
     @property
     def used(self) -> int:
         """Bytes that the entries take."""
         return self._ends[-1] - LEAF_ARRAYS_AT
 
-    def splice(self, index: int, key: bytes, value: bytes | None, *, replace: bool) -> tuple[bytes, int, Ends]:
-        """The bytes of a leaf in which one entry differs, without taking the others apart.
+    def splice(self, changes: list[Splice]) -> tuple[bytes, int, Ends, frozenset[int]]:
+        """The bytes of a leaf in which some entries differ, without taking the others apart.
 
-        index     where the entry is or belongs, as `place` gives it
-        value     its new value, None to delete it; not an Overflow, and no other entry's is one either
-        replace   whether the entry is there
-        returns   (everything behind the page header, up to the end of the values; entries; their ends)
-        cost      3 us; decoding and encoding 22 entries takes 25
+        changes   in key order, at least one; what is deleted is there
+        returns   (everything behind the page header, up to the end of the values; entries; their ends; overflow
+                  indexes), as Leaf wants them
+        cost      3 us and 1.4 us a change; decoding, merging and encoding takes 8 us for 20 entries, 25 for 80
         """
         page, ends, count, first = self.page, self._ends, self.count, self._first
-        key_start = ends[index - 1] if index else first
-        key_end = ends[index] if replace else key_start
-        value_start = ends[count + index - 1]
-        value_end = ends[count + index] if replace else value_start
-        if replace and value is not None and len(value) == value_end - value_start:
-            middle = (page[PAGE_HEADER_SIZE:value_start], value, page[value_end : ends[-1]])
-            return b"".join(middle), count, ends
-        new_key, new_value = (b"", b"") if value is None else (key, value)
-        new_count = count + (value is not None) - replace
-        shift = 2 * END_SIZE * (new_count - count)
-        key_shift = shift + len(new_key) - (key_end - key_start)
-        value_shift = key_shift + len(new_value) - (value_end - value_start)
-        new_ends = array("H", [end + shift for end in ends[:index]])
-        if value is not None:
-            new_ends.append(key_start + shift + len(key))
-        after = index + replace
-        new_ends.extend([end + key_shift for end in ends[after : count + index]])
-        if value is not None:
-            new_ends.append(value_start + key_shift + len(value))
-        new_ends.extend([end + value_shift for end in ends[count + after :]])
-        content = b"".join(
-            (
-                LEAF_OVERFLOW_COUNT.pack(0),
-                _ends_bytes(new_ends),
-                page[first:key_start],
-                new_key,
-                page[key_end:value_start],
-                new_value,
-                page[value_end : ends[-1]],
-            )
-        )
-        return content, new_count, new_ends
+        same = self._overwritten(changes)
+        if same is not None:
+            return same, count, ends, self.overflow
+        new_count, key_growth = count, 0
+        overflow: list[int] = []
+        for _, key, value, replace in changes:
+            if not replace:
+                new_count += 1
+                key_growth += len(key)
+            elif value is None:
+                new_count -= 1
+                key_growth -= len(key)
+        if self.overflow or Overflow in [type(value) for _, _, value, _ in changes]:
+            overflow = self._spliced_overflow(changes)
+        data_at = LEAF_ARRAYS_AT + END_SIZE * (2 * new_count + len(overflow))
+        # Of the entries done so far: how many there were, where they ended, and how far the next ones move.
+        at, key_at, value_at = 0, first, ends[count - 1]
+        key_shift = data_at - first
+        value_shift = key_shift + key_growth
+        arrays = page[LEAF_ARRAYS_AT : LEAF_ARRAYS_AT + 2 * END_SIZE * count]
+        key_ends: list[bytes] = []
+        value_ends: list[bytes] = []
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        for index, key, value, replace in (*changes, Splice(count, b"", None, replace=False)):  # the last one: the rest
+            if at < index:
+                key_ends.append(_shifted(arrays[END_SIZE * at : END_SIZE * index], key_shift))
+                value_ends.append(_shifted(arrays[END_SIZE * (count + at) : END_SIZE * (count + index)], value_shift))
+                keys.append(page[key_at : ends[index - 1]])
+                values.append(page[value_at : ends[count + index - 1]])
+                at, key_at, value_at = index, ends[index - 1], ends[count + index - 1]
+            if replace:
+                key_shift -= ends[index] - key_at
+                value_shift -= ends[count + index] - value_at
+                at, key_at, value_at = index + 1, ends[index], ends[count + index]
+            if value is not None:
+                key_shift += len(key)
+                value_shift += len(value)
+                key_ends.append((key_at + key_shift).to_bytes(END_SIZE, "little"))
+                value_ends.append((value_at + value_shift).to_bytes(END_SIZE, "little"))
+                keys.append(key)
+                values.append(value)
+        arrays = b"".join(key_ends + value_ends)
+        content = b"".join((_counted(arrays, overflow), *keys, *values))
+        return content, new_count, _ends(arrays), frozenset(overflow) if overflow else _NO_OVERFLOW
+
+    def _overwritten(self, changes: list[Splice]) -> bytes | None:
+        """What `splice` gives if each change is a value in the place of one of its size and kind; else None.
+
+        Nothing moves then, which saves 5 of 8 us.
+        """
+        page, ends, at = self.page, self._ends, PAGE_HEADER_SIZE
+        pieces: list[bytes] = []
+        for index, _, value, replace in changes:
+            if not replace or value is None:
+                return None
+            start, end = ends[self.count + index - 1], ends[self.count + index]
+            if len(value) != end - start or (type(value) is Overflow) != (index in self.overflow):
+                return None
+            pieces += page[at:start], value
+            at = end
+        return b"".join((*pieces, page[at : ends[-1]]))
+
+    def _spliced_overflow(self, changes: list[Splice]) -> list[int]:
+        """The overflow indexes of the leaf that `splice` makes."""
+        old = sorted(self.overflow)
+        new: list[int] = []
+        done = shift = 0  # how many of the old ones; how far entries move
+        for index, _, value, replace in changes:
+            stop = bisect_left(old, index, done)
+            new += [each + shift for each in old[done:stop]]
+            done = stop + (replace and stop < len(old) and old[stop] == index)
+            if type(value) is Overflow:
+                new.append(index + shift)
+            shift += (value is not None) - replace
+        return new + [each + shift for each in old[done:]]
 
 
 class Branch:
@@ -235,7 +305,7 @@ def decode_node(page: bytes, pgno: Pgno, tree_id: int) -> Node:
     raises         CorruptError where the page contradicts itself or its place
     cost           about 0.1 us an entry
     """
-    _, kind, level, count, own_pgno, own_tree_id, _ = PAGE.unpack_from(page)
+    _, kind, level, count, own_pgno, own_tree_id, _, overflow_count = _NODE_HEAD.unpack_from(page)
     if own_pgno != pgno:
         raise CorruptError("the page belongs elsewhere", pgno=pgno, expected=int(pgno), found=own_pgno)
     if own_tree_id != tree_id:
@@ -243,7 +313,7 @@ def decode_node(page: bytes, pgno: Pgno, tree_id: int) -> Node:
     if kind == LEAF:
         if level:
             raise CorruptError("a leaf has to have level 0", pgno=pgno, expected=0, found=level)
-        return _decode_leaf(page, pgno, count)
+        return _decode_leaf(page, pgno, count, overflow_count)
     if kind == BRANCH:
         if not 0 < level <= MAX_LEVEL:
             raise CorruptError("impossible level of a branch", pgno=pgno, expected=f"1 to {MAX_LEVEL}", found=level)
@@ -251,8 +321,7 @@ def decode_node(page: bytes, pgno: Pgno, tree_id: int) -> Node:
     raise CorruptError("not a node of a tree", pgno=pgno, expected="leaf or branch", found=f"kind {kind}")
 
 
-def _decode_leaf(page: bytes, pgno: Pgno, count: int) -> Leaf:
-    (overflow_count,) = LEAF_OVERFLOW_COUNT.unpack_from(page, PAGE_HEADER_SIZE)
+def _decode_leaf(page: bytes, pgno: Pgno, count: int, overflow_count: int) -> Leaf:
     overflow_at = LEAF_ARRAYS_AT + 2 * END_SIZE * count
     data_at = overflow_at + END_SIZE * overflow_count
     if not count or data_at > len(page):
@@ -260,10 +329,15 @@ def _decode_leaf(page: bytes, pgno: Pgno, count: int) -> Leaf:
             f"the leaf counts {count} entries and {overflow_count} overflow records, more than its page can hold",
             pgno=pgno,
         )
-    ends = _ends(page[LEAF_ARRAYS_AT:overflow_at])
-    _check_ends(ends, data_at, len(page), pgno)
+    layout = page[LEAF_ARRAYS_AT:overflow_at]
     if not overflow_count:
-        return Leaf(page, count, ends, _NO_OVERFLOW)
+        even = _even_layouts.get(layout)  # 0.1 us, where taking the ends in hand and checking them takes 1.2
+        if even is not None and even.end <= len(page):
+            return Leaf(page, count, even.ends, _NO_OVERFLOW, even)
+    ends = _ends(layout)
+    _check_ends(ends.tolist(), data_at, len(page), pgno)
+    if not overflow_count:
+        return Leaf(page, count, ends, _NO_OVERFLOW, _even_layout(layout, ends, count, data_at))
     indexes = _ends_struct(overflow_count).unpack_from(page, overflow_at)
     for index in indexes:
         if index >= count or ends[count + index] - ends[count + index - 1] != OVERFLOW_RECORD.size:
@@ -271,6 +345,21 @@ def _decode_leaf(page: bytes, pgno: Pgno, count: int) -> Leaf:
     if len(set(indexes)) != overflow_count:
         raise CorruptError("an overflow index is listed twice", pgno=pgno)
     return Leaf(page, count, ends, frozenset(indexes))
+
+
+def _even_layout(layout: bytes, ends: Ends, count: int, first: int) -> EvenLayout | None:
+    """The layout of these ends, which have been checked, for the next leaf that has it; None if it is uneven."""
+    key_size, value_size = ends[0] - first, ends[count] - ends[count - 1]
+    data_at = ends[count - 1]
+    if data_at - first != key_size * count or ends[-1] - data_at != value_size * count or count > _MOST_EVEN:
+        return None  # the usual way out: 0.3 us
+    if ends != _even_ends(first, key_size, count) + _even_ends(data_at, value_size, count):
+        return None
+    even = EvenLayout(ends, ends[-1], _even_struct(key_size, count), _even_struct(value_size, count))
+    if len(_even_layouts) >= _EVEN_LAYOUTS:
+        _even_layouts.clear()
+    _even_layouts[layout] = even
+    return even
 
 
 def _ends(data: bytes) -> Ends:
@@ -309,22 +398,27 @@ def _slices(page: bytes, first: int, ends: Ends) -> list[bytes]:
     """
     count = len(ends)
     size = ends[0] - first
-    if ends[-1] - first == size * count and ends == _even_ends(first, size, count):
+    if ends[-1] - first == size * count and count <= _MOST_EVEN and ends == _even_ends(first, size, count):
         return list(_even_struct(size, count).unpack_from(page, first))
-    return [page[start:end] for start, end in zip((first, *ends[:-1]), ends, strict=True)]
+    start = first
+    return [page[start : (start := end)] for end in ends]  # a third less than with pairs of start and end
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def _even_ends(first: int, size: int, count: int) -> Ends:
     return array("H", range(first + size, first + size * count + 1, size)) if size else array("H", [first] * count)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def _even_struct(size: int, count: int) -> struct.Struct:
     return struct.Struct(f"<{f'{size}s' * count}")
 
 
 _NO_OVERFLOW: frozenset[int] = frozenset()
+_NODE_HEAD = struct.Struct(PAGE.format + LEAF_OVERFLOW_COUNT.format[1:])  # the last field is another one in a branch
+_MOST_EVEN = 512  # entries of a leaf that is cut by `struct`, which keeps 32 bytes for each of them
+_EVEN_LAYOUTS = 256  # of 2 KB each at 22 entries; a table of records of one size has some ten: leaves half full to full
+_even_layouts: dict[bytes, EvenLayout] = {}  # the bytes of the ends -> the layout, for leaves without overflow
 
 
 def _decode_branch(page: bytes, pgno: Pgno, level: int, count: int) -> Branch:
@@ -333,14 +427,15 @@ def _decode_branch(page: bytes, pgno: Pgno, level: int, count: int) -> Branch:
     if not count or data_at > len(page):
         raise CorruptError(f"the branch counts {count} children, which its page cannot hold", pgno=pgno)
     ends = _ends_struct(count - 1).unpack_from(page, PAGE_HEADER_SIZE)
-    _check_ends(ends, data_at, len(page), pgno)
-    keys = [page[start:end] for start, end in zip((data_at, *ends[:-1]), ends, strict=True)] if ends else []
+    _check_ends(list(ends), data_at, len(page), pgno)
+    start = data_at
+    keys = [page[start : (start := end)] for end in ends]
     _check_order(keys, page)
     return Branch(page, level, keys, _refs(page[children_at:data_at]))
 
 
-def _check_ends(ends: Ends | tuple[int, ...], data_at: int, page_size: int, pgno: Pgno) -> None:
-    if ends and (ends[0] < data_at or ends[-1] > page_size or sorted(ends) != list(ends)):
+def _check_ends(ends: list[int], data_at: int, page_size: int, pgno: Pgno) -> None:
+    if ends and (ends[0] < data_at or ends[-1] > page_size or sorted(ends) != ends):
         raise CorruptError("the offsets of the entries overlap or leave the page", pgno=pgno)
 
 
@@ -378,21 +473,48 @@ def leaf_content(keys: list[bytes], values: list[bytes]) -> tuple[bytes, Ends, f
     returns  (content, the ends array, overflow indexes), the latter as Leaf wants them
     """
     count = len(keys)
+    sizes, value_sizes = list(map(len, keys)), list(map(len, values))
     overflow: list[int] = []
-    if Overflow in set(map(type, values)):
+    if OVERFLOW_RECORD.size in value_sizes and Overflow in set(map(type, values)):
         overflow = [index for index, value in enumerate(values) if type(value) is Overflow]
-    data_at = LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))
-    ends = array("H", accumulate(map(len, (*keys, *values)), initial=data_at))[1:]
-    content = b"".join(
-        (
-            LEAF_OVERFLOW_COUNT.pack(len(overflow)),
-            _ends_bytes(ends),
-            _ends_struct(len(overflow)).pack(*overflow) if overflow else b"",
-            *keys,
-            *values,
-        )
-    )
+    elif sizes.count(sizes[0]) == count == value_sizes.count(value_sizes[0]):
+        # 1.6 us instead of 3.3.
+        arrays, ends = _even_arrays(count, sizes[0], value_sizes[0])
+        return b"".join((arrays, *keys, *values)), ends, _NO_OVERFLOW
+    sizes += value_sizes
+    sizes[0] += LEAF_ARRAYS_AT + END_SIZE * (2 * count + len(overflow))
+    ends = array("H", list(accumulate(sizes)))
+    content = b"".join((_counted(_ends_bytes(ends), overflow), *keys, *values))
     return content, ends, frozenset(overflow) if overflow else _NO_OVERFLOW
+
+
+def _counted(arrays: bytes, overflow: list[int]) -> bytes:
+    """What stands in a leaf between the page header and the keys. arrays: the ends of the entries, as in the page."""
+    indexes = _ends_struct(len(overflow)).pack(*overflow) if overflow else b""
+    return LEAF_OVERFLOW_COUNT.pack(len(overflow)) + arrays + indexes
+
+
+def _shifted(arrays: bytes, shift: int) -> bytes:
+    """Ends as in a page, each of them `shift` more, by one addition of long numbers.
+
+    All sums fit into 16 bits, so nothing is carried from one to the next. With a loop over 200 ends in its place, a
+    change of a leaf of 100 entries takes 7 us more.
+    """
+    size = len(arrays)
+    return (int.from_bytes(arrays, "little") + shift * _ones(size // END_SIZE)).to_bytes(size, "little")
+
+
+@lru_cache(maxsize=256)
+def _ones(count: int) -> int:
+    return int.from_bytes(b"\1\0" * count, "little")
+
+
+@lru_cache(maxsize=256)
+def _even_arrays(count: int, key_size: int, value_size: int) -> tuple[bytes, Ends]:
+    """What `_counted` gives for keys of one size and values of one size, and their ends."""
+    first = LEAF_ARRAYS_AT + 2 * END_SIZE * count
+    ends = _even_ends(first, key_size, count) + _even_ends(first + key_size * count, value_size, count)
+    return _counted(_ends_bytes(ends), []), ends
 
 
 def finish_leaf(content: bytes, count: int, pgno: Pgno, tree_id: int, stamp: int, page_size: int) -> bytes:

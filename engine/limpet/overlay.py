@@ -22,7 +22,6 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
-from operator import add
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -116,7 +115,7 @@ class Tree(Protocol):
     def load(self, stored: bytes) -> bytes: ...
     def entry_count(self) -> int: ...
     def set(self, key: bytes, value: bytes) -> None: ...
-    def set_many(self, keys: list[bytes], values: list[bytes]) -> None: ...
+    def set_many(self, keys: list[bytes], values: list[bytes], size: int, longest: int) -> None: ...
     def delete(self, key: bytes) -> bool: ...
     def delete_range(self, low: bytes | None, high: bytes | None) -> int: ...
     def clear(self) -> None: ...
@@ -200,7 +199,7 @@ class SnapshotTree:
     def set(self, key: bytes, value: bytes) -> None:
         self._refuse()
 
-    def set_many(self, keys: list[bytes], values: list[bytes]) -> None:
+    def set_many(self, keys: list[bytes], values: list[bytes], size: int, longest: int) -> None:
         self._refuse()
 
     def delete(self, key: bytes) -> bool:
@@ -491,8 +490,12 @@ class WorkingTree:
         if self._grown > _REPORTED:
             self._report()
 
-    def set_many(self, keys: list[bytes], values: list[bytes]) -> None:
-        """As `set` for each, at half the cost."""
+    def set_many(self, keys: list[bytes], values: list[bytes], size: int, longest: int) -> None:
+        """As `set` for each, at half the cost.
+
+        size     bytes of all keys and values
+        longest  bytes of the largest entry, or more
+        """
         if self._owner.undo is not None:
             for key, value in zip(keys, values, strict=True):
                 self.set(key, value)
@@ -514,10 +517,9 @@ class WorkingTree:
         self._sorted = None
         self.version += 1
         self.changed = True
-        sizes = list(map(add, map(len, keys), map(len, values)))
-        if max(sizes) > self._inline_limit:
-            self.has_large = True
-        self._grown += sum(sizes) + _ENTRY_OVERHEAD * len(sizes)
+        if longest > self._inline_limit:
+            self.has_large = True  # perhaps: it costs a look when it is wrong
+        self._grown += size + _ENTRY_OVERHEAD * len(keys)
         if self._grown > _REPORTED:
             self._report()
 

@@ -175,11 +175,16 @@ class Pager:
             if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
                 self._evict()
 
-    def renew(self, ref: int, node: Node | None) -> None:
-        """A page was written: put its node among the hot, or at least nothing older stays under its reference."""
-        self.discard((ref,))
-        if node is not None:
-            self.remember(ref, node)
+    def renew(self, written: Mapping[int, Node | None]) -> None:
+        """Pages were written: put their nodes among the hot; where there is None, at least nothing older stays."""
+        self.discard(written)
+        with self._lock:
+            for ref, node in written.items():
+                if node is not None:
+                    self.hot[ref] = node
+                    self._hot_size += node.memory
+            if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
+                self._evict()
 
     def discard(self, refs: Iterable[int]) -> None:
         """The newest commit has no use for these nodes: make room. Who reads an older one reads them again."""

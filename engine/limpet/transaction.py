@@ -30,7 +30,6 @@ from .errors import ClosedError, CorruptError, LimitError, NoSuchTableError, Rea
 from .format import (
     CATALOGUE_ENTRY,
     FIRST_TABLE_TREE,
-    Ref,
     make_stamp,
     max_inline_entry,
     max_key_size,
@@ -505,7 +504,10 @@ class WriteTransaction:
             return changes
         limit = max_inline_entry(self._pager.page_size)
         large = [key for key, value in changes.items() if value is not None and len(key) + len(value) > limit]
+        if not large:
+            return changes
         changes = changes.copy()
+        pages: dict[int, bytes] = {}
         page_size = self._pager.page_size
         for key in large:
             value = changes[key]
@@ -513,9 +515,9 @@ class WriteTransaction:
             run = self._database._allocate_run(overflow_page_count(len(value), page_size))
             self._allocated[-1].update(run)
             body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self.stamp, page_size)
-            ref, page = self._pager.seal(body, run[0])
-            self._hold({run[0]: page})
-            changes[key] = overflow_record(len(value), Ref(ref))
+            ref, pages[run[0]] = self._pager.seal(body, run[0])
+            changes[key] = overflow_record(len(value), ref)
+        self._hold(pages)
         return changes
 
     def _allocate(self, count: int) -> list[int]:

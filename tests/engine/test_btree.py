@@ -235,6 +235,13 @@ def test_deleting_what_is_not_there_rewrites_nothing_that_counts() -> None:
     forest.check()
 
 
+def test_deleting_a_few_keys_that_are_not_there_leaves_the_leaf_as_it_is() -> None:
+    forest = Forest()
+    forest.apply({key_of(number): b"v" for number in range(0, 20, 2)})
+    edit = forest.apply({key_of(1): None, key_of(3): None})
+    assert (edit.root, edit.freed, edit.drafts, edit.delta) == (forest.root, [], 0, 0)
+
+
 def test_deleting_everything_leaves_no_tree_in_one_step_and_in_many() -> None:
     for batch in (1, 3, 50, 1000):
         forest = Forest()
@@ -338,6 +345,31 @@ def test_an_overflow_record_that_is_replaced_or_deleted_is_dropped_once() -> Non
     assert forest.apply({key_of(200): b"elsewhere"}).dropped == []
     for number in (0, 35):
         assert type(btree.get(forest.pager, forest.root, TREE, None, key_of(number))) is Overflow
+
+
+def test_leaves_with_records_and_small_values_agree_with_a_dict(seed: int) -> None:
+    """Some changes at once to leaves that hold overflow records: spliced, merged, split and joined."""
+    rng = random.Random(seed)
+    forest = Forest()
+    for turn in range(300):
+        changes: dict[bytes, bytes | None] = {}
+        start = rng.randrange(600)
+        for _ in range(rng.randrange(1, 12)):
+            key = key_of(rng.randrange(start, start + 40))
+            roll = rng.random()
+            if roll < 0.35:
+                changes[key] = overflow_record(1000 + turn, Ref(rng.randrange(1, 1 << 60)))
+            else:
+                changes[key] = rng.randbytes(rng.randrange(30)) if roll < 0.7 else None
+        before = {key: forest.model.get(key) for key in changes}
+        edit = forest.apply(changes)
+        assert sorted(edit.dropped) == sorted(value for value in before.values() if type(value) is Overflow)
+        found = dict(entries(btree.scan(forest.pager, forest.root, TREE, None, None))) if forest.root else {}
+        assert found == forest.model
+        assert {key: type(value) for key, value in found.items()} == {
+            key: type(value) for key, value in forest.model.items()
+        }
+    assert forest.depth >= 2
 
 
 def test_page_refs_gives_every_node_and_every_run_once() -> None:

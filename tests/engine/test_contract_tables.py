@@ -378,6 +378,23 @@ def test_iteration_goes_on_from_the_next_key_in_what_the_table_is_now(txn: limpe
     assert visited == [35, 30, 25, 20, 10]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("part", ["keys", "values", "items"])
+def test_iteration_goes_on_behind_the_last_entry_given_whatever_part_of_it_is_asked_for(
+    txn: limpet.WriteTransaction, part: str, reverse: bool
+) -> None:
+    view = txn[NUMBERS]
+    view.update({number: str(number) for number in range(60)} | {7: "large" * 3000})
+    found: list[Any] = []
+    look = getattr(view, part)()
+    for item in reversed(look) if reverse else look:
+        found.append(item)
+        if len(found) % 3:
+            view[1000 if reverse else -1] = f"behind, {len(found)}"
+    model = {number: str(number) for number in range(60)} | {7: "large" * 3000}
+    assert found == list(reversed(list(getattr(model, part)())) if reverse else getattr(model, part)())
+
+
 def test_two_iterators_over_one_changing_table_do_not_disturb_each_other(txn: limpet.WriteTransaction) -> None:
     view = txn[NUMBERS]
     fill(view, 100)

@@ -2,6 +2,7 @@
 
 import zlib
 from array import array
+from bisect import bisect_left
 
 import pytest
 from hypothesis import given
@@ -71,6 +72,53 @@ def test_a_key_that_is_part_of_its_neighbours_is_not_found_in_them() -> None:
     for absent in (b"a", b"ab", b"b", b"bc", b"bca", b"cab", b"abcb", b"", b"caabc", b"cc"):
         assert leaf.get(absent) is None, absent
     assert leaf_of({b"": b"empty", b"\0": b"zero"}).get(b"") == b"empty"
+
+
+@given(ENTRIES, ENTRIES, st.sets(st.integers(0, 24)))
+def test_a_spliced_leaf_is_the_one_that_would_be_encoded_anew(
+    entries: dict[bytes, bytes], changed: dict[bytes, bytes], doomed: set[int]
+) -> None:
+    leaf = leaf_of(entries)
+    keys = sorted(entries)
+    changes: dict[bytes, bytes | None] = {**changed, **{keys[index]: None for index in doomed if index < len(keys)}}
+    splices = []
+    for key in sorted(changes):
+        at = bisect_left(keys, key)
+        splices.append(node.Splice(at, key, changes[key], key in entries))
+    expected = {key: value for key, value in {**entries, **changes}.items() if value is not None}
+    if splices and expected:
+        after = sorted(expected)
+        content, ends, overflow = node.leaf_content(after, [expected[key] for key in after])
+        assert leaf.splice(splices) == (content, len(expected), ends, overflow)
+        assert (
+            leaf.used
+            + sum(
+                (0 if value is None else node.leaf_entry_size(key, value)) - (leaf.entry_size(at) if there else 0)
+                for at, key, value, there in splices
+            )
+            == len(content) - 2
+        ), "what the editor expects it to take"
+
+
+def test_values_that_take_the_place_of_one_of_their_size_move_nothing_and_change_kind_only_where_they_do() -> None:
+    plain, other = b"a value of 12", b"another one!!"
+    record, moved = node.overflow_record(5000, Ref(7)), node.overflow_record(6000, Ref(8))
+    like_a_record = b"twelve bytes"
+    assert len(plain) == len(other)
+    assert len(record) == len(like_a_record)
+    leaf = leaf_of({b"a": plain, b"b": record, b"c": like_a_record})
+    for changed in (
+        {b"a": other},
+        {b"b": moved},
+        {b"a": other, b"b": moved, b"c": like_a_record[::-1]},
+        {b"b": like_a_record},  # from overflow pages into the leaf
+        {b"c": moved},  # and the other way
+        {b"b": like_a_record, b"c": moved},
+    ):
+        entries = {b"a": plain, b"b": record, b"c": like_a_record, **changed}
+        content, ends, overflow = node.leaf_content(sorted(entries), [entries[key] for key in sorted(entries)])
+        splices = [node.Splice(b"abc".index(key), key, value, replace=True) for key, value in changed.items()]
+        assert leaf.splice(splices) == (content, 3, ends, overflow)
 
 
 SEPARATED = st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=30, unique=True).map(sorted)
@@ -163,6 +211,59 @@ def test_keys_out_of_order_are_a_corrupt_error_when_they_are_all_looked_at() -> 
     assert isinstance(leaf, Leaf)
     with pytest.raises(CorruptError, match="order"):
         leaf.keys()
+
+
+def test_a_layout_that_is_known_from_another_leaf_spares_no_check() -> None:
+    """Leaves of entries of one size share what was found out about the first; the rest of each page is its own."""
+    entries = {bytes([number]): bytes([number]) * 12 for number in range(20, 40)}
+    page = leaf_of(entries).page
+    twin = node.decode_node(page, Pgno(9), TREE)
+    assert isinstance(twin, Leaf)
+    assert (twin.keys(), twin.values()) == (list(entries), list(entries.values()))
+    at = format.LEAF_ARRAYS_AT
+    for offset, value in ((at, 600), (at + 2, 0), (at + 36, 127), (at + 78, 65535)):
+        with pytest.raises(CorruptError, match="overlap or leave"):
+            node.decode_node(damaged(page, offset, value), Pgno(9), TREE)
+    short = page[: at + 4 * 20 + 20 * 12]  # as a file with smaller pages would have it
+    with pytest.raises(CorruptError, match="overlap or leave"):
+        node.decode_node(short, Pgno(9), TREE)
+    with pytest.raises(CorruptError, match="more than its page"):
+        node.decode_node(page[: at + 4 * 20 - 1], Pgno(9), TREE)
+    with pytest.raises(CorruptError, match="overlap or leave"):  # the first key begins where an index should stand
+        node.decode_node(damaged(page, 24, 1), Pgno(9), TREE)
+    swapped = page[: at + 80] + page[at + 81 : at + 82] + page[at + 80 : at + 81] + page[at + 82 :]
+    leaf = node.decode_node(swapped, Pgno(9), TREE)
+    assert isinstance(leaf, Leaf)
+    for _ in range(2):
+        with pytest.raises(CorruptError, match="order"):
+            leaf.keys()
+
+
+def test_a_layout_of_one_size_is_what_any_other_is() -> None:
+    """Sizes of nothing, of one entry, of what only looks like overflow records, and those that are even on average."""
+    for entries in (
+        {b"": b""},
+        {b"a": b""},
+        {b"a": b"1" * 12, b"b": b"2" * 12},
+        {b"aa": b"11", b"b": b"2", b"ccc": b"333"},
+        {b"a": b"11", b"b": b"2", b"c": b"333"},
+        {b"aa": b"1", b"b": b"2", b"ccc": b"3"},
+    ):
+        for _ in range(2):
+            leaf = leaf_of(entries)
+            assert (leaf.keys(), leaf.values(), leaf.overflow) == (list(entries), list(entries.values()), frozenset())
+            assert [leaf.get(key) for key in entries] == list(entries.values())
+
+
+def test_layouts_do_not_pile_up_nor_grow_with_the_page() -> None:
+    for size in range(700):
+        leaf_of({b"a": bytes(size)})
+    assert len(node._even_layouts) <= node._EVEN_LAYOUTS
+    entries = {b"%04d" % number: b"%d" % (number % 10) for number in range(2 * node._MOST_EVEN)}
+    for _ in range(2):
+        leaf = leaf_of(entries, 32768)
+        assert (leaf.keys(), leaf.values()) == (list(entries), list(entries.values()))
+    assert max(map(len, node._even_layouts)) <= 2 * format.END_SIZE * node._MOST_EVEN
 
 
 @given(st.binary(min_size=508, max_size=508), st.sampled_from([format.LEAF, format.BRANCH]), st.integers(0, 60))
