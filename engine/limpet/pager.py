@@ -72,7 +72,8 @@ class Pager:
         self._cold_size = 0
         self._cache_size = cache_size
         self._row_caches: weakref.WeakSet[RowCache] = weakref.WeakSet()  # their tables own them
-        self._rows_size = 0  # bytes in them when they were last counted
+        self._rows_size = 0  # bytes in them
+        self._rows_gone: list[int] = []  # of those that are gone, not yet taken from that
         self._refused_size = 0  # bytes of rows that found no room since they were last emptied
         self._lock = threading.Lock()
         self.read_count = 0
@@ -201,8 +202,9 @@ class Pager:
     ) -> RowCache:
         """A row cache for a root: an empty one, or for the root that `changes` made of the one `before` belongs to."""
         with self._lock:
-            cache = RowCache() if before is None else before.after(changes)
+            cache = RowCache(self._rows_gone) if before is None else before.after(changes)
             self._row_caches.add(cache)
+            self._rows_size += cache.size
         return cache
 
     def keep_rows(self, cache: RowCache, leaf: Leaf) -> None:
@@ -229,12 +231,14 @@ class Pager:
 
     def _count_rows(self) -> None:
         """Tables that are gone have taken theirs with them."""
-        self._rows_size = sum(cache.size for cache in self._row_caches)
+        while self._rows_gone:
+            self._rows_size -= self._rows_gone.pop()
 
     def _forget_rows(self) -> None:
         for cache in self._row_caches:
+            self._rows_size -= cache.size
             cache.clear()
-        self._rows_size = self._refused_size = 0
+        self._refused_size = 0
 
     def _evict(self) -> None:
         """Make room: the oldest of the cold, a sixteenth of the cache at once."""

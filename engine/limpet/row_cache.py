@@ -28,11 +28,17 @@ class RowCache:
     size  bytes of memory that they take
     """
 
-    __slots__ = ("__weakref__", "rows", "size")
+    __slots__ = ("__weakref__", "_gone", "rows", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, gone: list[int]) -> None:
+        """gone: where the size is left when nobody has the cache any more."""
+        self._gone = gone
         self.rows: dict[bytes, bytes] = {}
         self.size = 0
+
+    def __del__(self) -> None:
+        if self.size:
+            self._gone.append(self.size)
 
     def add(self, leaf: Leaf) -> None:
         """Take in the rows of a leaf."""
@@ -55,7 +61,7 @@ class RowCache:
         changes  key -> stored value, or None for a delete; of those that are cached, inline values stay so
         cost     5 ns a cached row, 0.1 us a change
         """
-        copy = RowCache()
+        copy = RowCache(self._gone)
         if self.rows:
             rows = copy.rows = self.rows.copy()
             for key in rows.keys() & changes.keys():

@@ -422,6 +422,9 @@ class WriteTransaction:
         self._open = False
         for view in self._views.values():
             view._tree = ENDED
+        # The trees know the transaction. Left to the collector of cycles, each commit would keep what it began with
+        # in memory until that runs, and make it run more often.
+        self._trees.clear()
 
     # -- what the trees ask for (overlay.Owner) --------------------------------------------------
 
