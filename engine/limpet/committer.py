@@ -652,7 +652,7 @@ class Committer:
     def _next_log(self, space: FreeSpace) -> Log:
         """The empty log of the epoch that a checkpoint begins: in the same place, or in a larger one."""
         wanted = region_size(space.high_water, self._header.page_size)
-        if self._log.size * 2 > wanted:
+        if self._log.size * 4 >= wanted * 3:
             return Log(0, self._log.start, self._log.size)
         return Log(0, 0, wanted)
 

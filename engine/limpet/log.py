@@ -58,7 +58,7 @@ _SHARE = 8
 _MIN_PAGES = 32
 _MAX_PAGES = 512
 _MAX_SIZE = 2 << 20
-_MAX_CHANGES = 2048  # of one epoch; each commit copies the overlays it changes, 3 us at 2,000 keys, 11 at 4,000
+_MAX_CHANGES = 3072  # of one epoch; each commit copies the overlays it changes, 3 us at 2,000 keys, 11 at 4,000
 _LARGEST_SHARE = 4  # a commit that takes more than a quarter of the log is cheaper as a checkpoint
 
 

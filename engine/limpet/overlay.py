@@ -268,16 +268,20 @@ def _merged(
     last: int,
     reverse: bool,
 ) -> Iterator[Batch]:
-    """A batch with the changes [first, last) on top; some at a time, since the caller may want but one."""
+    """A batch with the changes [first, last) on top; first a few, then more at a time: the caller may want but one."""
     if first == last:
         if keys:
             yield keys, values
         return
     if changed[first:last] == keys and [changes[key] for key in keys].count(None) == len(keys):
         return  # all deleted, as behind the head of a queue: 2 us a leaf instead of 10
-    starts = range(first, last, _MERGED)
-    for start in reversed(starts) if reverse else starts:
-        stop = min(start + _MERGED, last)
+    start, stop, step = last if reverse else first, last if reverse else first, _MERGED_FIRST
+    while (start > first) if reverse else (stop < last):
+        if reverse:
+            start, stop = max(first, start - step), start
+        else:
+            start, stop = stop, min(stop + step, last)
+        step = min(step * 4, _MERGED)
         low = 0 if start == first else bisect_left(keys, changed[start])
         high = len(keys) if stop == last else bisect_left(keys, changed[stop])
         entries: dict[bytes, bytes | None] = dict(zip(keys[low:high], values[low:high], strict=True))
@@ -314,7 +318,8 @@ class Owner(Protocol):
 # Bytes of Python objects beside the bytes of key and value: two headers, a slot and a half in the
 # dict, an entry in the set of unresolved keys.
 _ENTRY_OVERHEAD = 33 + 33 + 150 + 50
-_MERGED = 100  # changes merged at a time by a scan
+_MERGED = 128  # changes merged at a time by a scan,
+_MERGED_FIRST = 8  # and by its first steps: the head of a queue takes 3 us so, and 10 otherwise
 _UNASKED = 64  # keys that may come before their order is given up
 _REPORTED = 64 << 10  # bytes of overlay at a time; telling the transaction of each costs a call of 0.1 us
 

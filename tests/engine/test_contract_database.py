@@ -373,7 +373,7 @@ def test_stats_add_up(db: limpet.Database) -> None:
     with db.read() as reader:
         for _ in range(3):
             with db.write() as txn:
-                txn[NUMBERS].update(dict.fromkeys(range(1500, 3000), b"later"))
+                txn[NUMBERS].update(dict.fromkeys(range(1500, 6000), b"later"))
         stats = db.stats()
         assert stats.readers == 1
         assert stats.oldest_reader_txid == reader.txid < stats.txid
