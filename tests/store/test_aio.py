@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -13,6 +14,7 @@ import pytest
 
 from limpet import ClosedError, ReadOnlyError
 from limpet_store import AsyncStore, MemoryTier, NotFoundError, QueuedTask, Store, TaskStatus
+from limpet_store.aio import SWITCH_INTERVAL_S
 
 KEY = "agent:main:telegram:direct:u1"
 Scenario = Callable[[AsyncStore], Coroutine[Any, Any, None]]
@@ -469,3 +471,25 @@ def test_the_event_loop_goes_on_while_commits_are_made_durable(play: Callable[..
         assert lags[len(lags) // 2] < 0.02, lags[-5:]
 
     play(scenario, durability="sync")
+
+
+def test_the_interpreter_changes_hands_sooner_while_a_store_is_open(tmp_path: Path) -> None:
+    async def meanwhile(expected: float, then: float | None = None) -> None:
+        async with AsyncStore.open(tmp_path / "a.limpet"):
+            async with AsyncStore.open(tmp_path / "b.limpet"):
+                assert sys.getswitchinterval() == expected
+            assert sys.getswitchinterval() == expected
+            if then is not None:
+                sys.setswitchinterval(then)
+
+    usual = sys.getswitchinterval()
+    try:
+        asyncio.run(meanwhile(SWITCH_INTERVAL_S))
+        assert sys.getswitchinterval() == usual
+        asyncio.run(meanwhile(SWITCH_INTERVAL_S, then=0.003))
+        assert sys.getswitchinterval() == 0.003, "what others set stays"
+        sys.setswitchinterval(0.0005)
+        asyncio.run(meanwhile(0.0005))
+        assert sys.getswitchinterval() == 0.0005, "one that is shorter already stays"
+    finally:
+        sys.setswitchinterval(usual)
