@@ -602,18 +602,36 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
     pgnos    as many page numbers as there are drafts; children get lower ones than their parents
     returns  (the root's reference, page number -> page)
     """
-    pages: dict[int, bytes] = {}
-    places = iter(pgnos)
-    cached = len(pgnos) <= _CACHED_SEAL
-    written: dict[int, Node | None] = {}  # reference -> node; None: not to be cached
-    page_size = pager.page_size
+    sealer = _Sealer(pager, tree_id, stamp, pgnos)
+    root = sealer.place(edit.root)
+    pager.renew(sealer.written)
+    return root, sealer.pages
 
-    def place(child: Child) -> Ref:
+
+class _Sealer:
+    """One run of `seal`. A function in there that calls itself would be a cycle, and keep all pages until it is found.
+
+    pages    page number -> page
+    written  reference -> node; None: not to be cached
+    """
+
+    def __init__(self, pager: Pager, tree_id: int, stamp: int, pgnos: list[int]) -> None:
+        self.pages: dict[int, bytes] = {}
+        self.written: dict[int, Node | None] = {}
+        self._pager = pager
+        self._tree_id = tree_id
+        self._stamp = stamp
+        self._places = iter(pgnos)
+        self._cached = len(pgnos) <= _CACHED_SEAL
+
+    def place(self, child: Child) -> Ref:
+        """Encode a draft and what is below it; returns its reference."""
         if isinstance(child, int):
             return Ref(child)
+        pager, place = self._pager, self.place
         node: Node | None
         if not isinstance(child, DraftBranch):
-            pgno = Pgno(next(places))
+            pgno = Pgno(next(self._places))
             if isinstance(child, FreshLeaf):
                 content, count, ends, overflow = child.content, child.count, child.ends, child.overflow
                 child.content = b""
@@ -622,30 +640,26 @@ def seal(pager: Pager, edit: Edit, tree_id: int, stamp: int, pgnos: list[int]) -
             else:
                 count = len(child.keys)
                 content, ends, overflow = leaf_content(child.keys, child.values)
-            ref, page = pager.seal(finish_leaf(content, count, pgno, tree_id, stamp, page_size), pgno)
-            node = Leaf(page, count, ends, overflow) if cached else None
+            body = finish_leaf(content, count, pgno, self._tree_id, self._stamp, pager.page_size)
+            ref, page = pager.seal(body, pgno)
+            node = Leaf(page, count, ends, overflow) if self._cached else None
         elif child.patched is not None:
             patches: dict[int, int] = {index: place(grandchild) for index, grandchild in child.patches.items()}
             children = child.patched.children[:]
             for index, new in patches.items():
                 children[index] = new
-            pgno = Pgno(next(places))
-            ref, page = pager.seal(patch_branch(child.patched, patches, pgno, tree_id, stamp), pgno)
+            pgno = Pgno(next(self._places))
+            ref, page = pager.seal(patch_branch(child.patched, patches, pgno, self._tree_id, self._stamp), pgno)
             node = Branch(page, child.level, child.keys, children)
         else:
             # Most children of a branch that is encoded anew stay where they are: to call for each would take 15 us.
             children = array(
                 "Q", [grandchild if type(grandchild) is int else place(grandchild) for grandchild in child.children]
             )
-            pgno = Pgno(next(places))
-            ref, page = pager.seal(
-                encode_branch(child.level, child.keys, children, pgno, tree_id, stamp, page_size), pgno
-            )
+            pgno = Pgno(next(self._places))
+            body = encode_branch(child.level, child.keys, children, pgno, self._tree_id, self._stamp, pager.page_size)
+            ref, page = pager.seal(body, pgno)
             node = Branch(page, child.level, child.keys, children)
-        pages[pgno] = page
-        written[ref] = node if cached else None
+        self.pages[pgno] = page
+        self.written[ref] = node if self._cached else None
         return ref
-
-    root = place(edit.root)
-    pager.renew(written)
-    return root, pages

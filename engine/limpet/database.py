@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -186,8 +187,9 @@ class Database(Committer):
                 transaction.close()
                 raise self._error()
             transaction._snapshot = snapshot
+            transaction.txid = txid = snapshot.txid
             transaction._open = True
-            pins[id(transaction)] = snapshot.txid
+            pins[id(transaction)] = txid
             if self._published is snapshot:
                 return transaction
 
@@ -321,7 +323,10 @@ class Database(Committer):
         raises     CorruptError if a page of the commit is damaged: the backup then does not appear
         cost       reads all live pages; while it runs, their space cannot be used again
         """
-        target = self._file_system.resolve(os.fspath(path))
+        name = os.fspath(path)
+        if name == MEMORY:
+            raise ValueError(f"a backup is a file; {MEMORY!r} is none")
+        target = self._file_system.resolve(name)
         if target == self._path:
             raise ValueError(f"a backup cannot replace the database itself ({target}); compact() rewrites it in place")
         if not overwrite and self._file_system.exists(target):
@@ -345,7 +350,8 @@ class Database(Committer):
         Waits for the writer; open readers keep the old file until they end.
 
         returns  bytes given back to the file system
-        raises   BusyError if this thread is writing; OSError: the old file stays in place and in use
+        raises   BusyError if this thread is writing; OSError: the old file stays in place and in use;
+                 FileNotFoundError if it does not have its name any more
         cost     reads and writes all live pages
         """
         transaction = self.write()
@@ -359,16 +365,20 @@ class Database(Committer):
                         self._pager, self._tip.tables, Txid(self._tip.txid), self._tip.next_tree_id, file, progress
                     )
                 else:
+                    self._check_at_path()
                     file = self._write_copy(self._tip, self._path, progress)
+                    replacing = False
                     try:
+                        self._check_at_path()
                         if not file.try_lock(exclusive=True):
                             raise LockedError(f"{file.path}: locked by another process as soon as it was made")
+                        replacing = True
                         put_in_place(self._file_system, file, self._path, overwrite=True)
                     except BaseException as error:
-                        if self._file.is_at_path():
+                        if replacing and not self._file.is_at_path():
+                            self._poison(error)  # our file has lost its name: what we still wrote would be lost with it
+                        else:
                             remove_quietly(self._file_system, file.path)
-                        else:  # our file has lost its name: what we would still write to it would be lost
-                            self._poison(error)
                         file.close()
                         raise
                 self._switch(file)
@@ -376,6 +386,15 @@ class Database(Committer):
         finally:
             if transaction._open:
                 transaction.abort()
+
+    def _check_at_path(self) -> None:
+        """What has our name by now may be somebody else's database."""
+        if not self._file.is_at_path():
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "the database was moved or replaced since it was opened; to compact it, open it anew",
+                self._path,
+            )
 
     def trim(self) -> int:
         """Give free space back to the file system, without rewriting anything.
@@ -407,7 +426,7 @@ class Database(Committer):
             transaction.abort()
 
     def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
-        file: File = MemoryFile() if target == MEMORY else create_beside(self._file_system, target, self._file)
+        file = create_beside(self._file_system, target, self._file)
         try:
             write_copy(snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress)
         except BaseException:

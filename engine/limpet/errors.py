@@ -21,9 +21,14 @@ passes through with the name of the file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class LimpetError(Exception):
-    """The root of all errors that Limpet raises on purpose."""
+    """The root of all errors that Limpet raises on purpose. They can be pickled, attributes and all."""
+
+    def __reduce__(self) -> tuple[Callable[..., LimpetError], tuple[object, ...], dict[str, object]]:
+        return _made_again, (type(self), self.args), self.__dict__
 
 
 class FormatError(LimpetError):
@@ -129,6 +134,11 @@ class PoisonedError(LimpetError):
 
     Close the database and open it again: everything acknowledged before the failure is there.
     """
+
+
+def _made_again(kind: type[LimpetError], arguments: tuple[object, ...]) -> LimpetError:
+    """An error without its constructor, which may ask for what is among the attributes."""
+    return kind.__new__(kind, *arguments)
 
 
 def _shown(value: object) -> str:

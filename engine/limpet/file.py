@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 import sys
 import threading
 import time
@@ -33,7 +34,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .errors import ClosedError, LimpetError, LockedError
+from .errors import ClosedError, FormatError, LimpetError, LockedError
 from .native import network_file_system, punch_hole
 
 _portalocker: Any  # the module, or None
@@ -429,7 +430,7 @@ class InspectedFile(OSFile):
     @classmethod
     def open(cls, path: str) -> InspectedFile:
         """Open a file for reading, whoever else has it open, this process included."""
-        flags = os.O_RDONLY | _EXTRA_FLAGS | getattr(os, "O_NONBLOCK", 0)  # a named pipe must not make us wait
+        flags = os.O_RDONLY | _EXTRA_FLAGS | _NO_WAIT
         return cls(path, os.open(path, flags), writable=False)
 
     def page(self, offset: int, size: int) -> bytes:
@@ -443,7 +444,7 @@ class OSFileSystem(FileSystem):
         return os.path.realpath(path)
 
     def open(self, path: str, *, writable: bool) -> File:
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | _EXTRA_FLAGS
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | _EXTRA_FLAGS | _NO_WAIT
         return self._register(path, os.open(path, flags), writable=writable)
 
     def create(self, path: str) -> File:
@@ -458,6 +459,11 @@ class OSFileSystem(FileSystem):
     def _register(self, path: str, descriptor: int, *, writable: bool) -> OSFile:
         file: OSFile | None = None
         try:
+            kind = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(kind):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            if not stat.S_ISREG(kind):
+                raise FormatError(f"{path}: not a Limpet file, nor any regular file ({stat.filemode(kind)})")
             remote = network_file_system(descriptor)
             if remote and not os.environ.get(ALLOW_NETWORK):
                 raise LimpetError(
@@ -536,12 +542,28 @@ def describe_process(now: float) -> dict[str, object]:
     return {"pid": os.getpid(), "host": host, "since": int(now), "program": os.path.basename(sys.argv[0] or "python")}
 
 
+def is_another_process(pid: object) -> bool:
+    """Whether a process of this machine with that number, other than this one, may be alive."""
+    if not isinstance(pid, int) or pid == os.getpid() or not 0 < pid < 1 << 31:
+        return False
+    if sys.platform == "win32":
+        return True  # sending it a signal there ends it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is somebody else's
+    return True
+
+
 def random_bytes(size: int) -> bytes:
     """Random bytes from the operating system: file ids and nonces."""
     return os.urandom(size)
 
 
 _EXTRA_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a named pipe must not make us wait
 
 
 if sys.platform == "win32":

@@ -8,7 +8,7 @@ import time
 
 from .backup import first_meta, initialise, new_header, put_in_place, temporary_name
 from .errors import FormatError
-from .file import File, FileSystem, describe_process, wait_for_lock
+from .file import File, FileSystem, describe_process, is_another_process, wait_for_lock
 from .format import HEADER_SIZE, HOLDER_PGNO, Header, decode_header
 
 _log = logging.getLogger("limpet")
@@ -73,14 +73,21 @@ def remove_quietly(file_system: FileSystem, path: str) -> None:
 
 
 def read_holder(file: File) -> str | None:
-    """What the process that has the file open wrote about itself. Advisory: it may be stale."""
+    """What the process that has the file open wrote about itself. Advisory: it may be stale.
+
+    Readers leave no note. So where the one that is there is our own, or that of a process of this machine that has
+    died, it is told as what it is.
+    """
     head = file.read(0, HEADER_SIZE)
     try:
         page_size = decode_header(head, file.path).page_size
         text = file.read(HOLDER_PGNO * page_size, _HOLDER_SIZE).rstrip(b"\0").decode()
         note = json.loads(text)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["since"]))
-        return f"pid {note['pid']} on {note['host']} ({note['program']}) since {since}"
+        who = f"pid {note['pid']} on {note['host']} ({note['program']}) since {since}"
+        if note["host"] == describe_process(0.0)["host"] and not is_another_process(note["pid"]):
+            return f"another process, perhaps a reader; the last to write to it was {who}"
+        return who
     except (FormatError, ValueError, KeyError, TypeError, OverflowError):
         return None
 

@@ -161,8 +161,8 @@ class SnapshotTree:
             self.get = partial(btree.get, pager, self._root, self._tree_id, self._rows)
             self.known = NOTHING_KNOWN if self._rows is None else self._rows.rows
         else:
-            changes = self.known = self._overlay.changes
-            self.get = partial(_get_above, changes, pager, self._root, self._tree_id, self._rows)
+            self.get = partial(_get_above, self._overlay.changes, pager, self._root, self._tree_id, self._rows)
+            self.known = NOTHING_KNOWN
 
     def has(self, key: bytes) -> bool:
         try:
@@ -224,7 +224,11 @@ NOTHING_KNOWN: Mapping[bytes, bytes | None] = MappingProxyType({})
 def _get_above(
     changes: dict[bytes, bytes | None], pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes
 ) -> bytes | None:
-    return changes[key] if key in changes else btree.get(pager, root, tree_id, rows, key)
+    if key in changes:
+        if pager.failure is not None:  # closed, or inherited by a fork; the tree would say so itself
+            raise ClosedError(pager.failure)
+        return changes[key]
+    return btree.get(pager, root, tree_id, rows, key)
 
 
 def _is_in(pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes) -> bool:
@@ -242,6 +246,8 @@ def _scan_above(
     reverse: bool,
 ) -> Iterator[Batch]:
     """The entries of a tree with changes on top; `changed` are their keys in order."""
+    if pager.failure is not None:
+        raise ClosedError(pager.failure)
     if low is not None and high is not None and low >= high:
         return
     first = bisect_left(changed, low) if low is not None else 0
@@ -389,13 +395,13 @@ class WorkingTree:
     # -- reading ---------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
-        overlay = self.overlay
-        if key in overlay:
-            return overlay[key]
-        return btree.get(self._pager, self.root, self.tree_id, self.rows, key)
+        return _get_above(self.overlay, self._pager, self.root, self.tree_id, self.rows, key)
 
     def has(self, key: bytes) -> bool:
-        return self.overlay[key] is not None if key in self.overlay else self._is_below(key)
+        try:
+            return self.get(key) is not None
+        except CorruptError as error:
+            raise named(error, self.name) from None
 
     def _is_below(self, key: bytes) -> bool:
         if not self.root:

@@ -214,17 +214,18 @@ class Pager:
         all of them go, and those that are still asked for come back.
         """
         leaf.hits = -_PAUSE
-        size = size_of(leaf)
         with self._lock:
             self._count_rows()
-            if self.failure is not None or not self._cache_size or cache.holds(leaf):
+            rows = cache.missing(leaf)
+            size = size_of(rows)
+            if not rows or self.failure is not None or not self._cache_size:
                 return
             if self._rows_size + size > self._cache_size // _ROWS_SHARE:
                 self._refused_size += size
                 if self._refused_size < self._cache_size // _ROWS_SHARE:
                     return
                 self._forget_rows()
-            cache.add(leaf)
+            cache.add(rows, size)
             self._rows_size += size
             if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
                 self._evict()

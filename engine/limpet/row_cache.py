@@ -40,20 +40,21 @@ class RowCache:
         if self.size:
             self._gone.append(self.size)
 
-    def add(self, leaf: Leaf) -> None:
-        """Take in the rows of a leaf."""
+    def missing(self, leaf: Leaf) -> dict[bytes, bytes]:
+        """The rows of a leaf that could be in here and are not."""
+        rows = self.rows
         found = zip(leaf.keys(), leaf.values(), strict=True)
-        self.rows.update([row for row in found if type(row[1]) is bytes] if leaf.overflow else found)
-        self.size += size_of(leaf)
+        return {key: value for key, value in found if key not in rows and type(value) is bytes}
+
+    def add(self, rows: dict[bytes, bytes], size: int) -> None:
+        """Take in rows that are missing; size: as `size_of` gives it."""
+        self.rows.update(rows)
+        self.size += size
 
     def clear(self) -> None:
         """Forget the rows, for everybody who has the dict at hand as well."""
         self.rows.clear()
         self.size = 0
-
-    def holds(self, leaf: Leaf) -> bool:
-        """Whether the rows of a leaf are in here."""
-        return leaf.keys()[0] in self.rows
 
     def after(self, changes: Mapping[bytes, bytes | None]) -> RowCache:
         """A copy for the root that a checkpoint made of this one's.
@@ -74,6 +75,6 @@ class RowCache:
         return copy
 
 
-def size_of(leaf: Leaf) -> int:
-    """Bytes of memory that the rows of a leaf take."""
-    return len(leaf.page) + leaf.count * ROW_OVERHEAD
+def size_of(rows: dict[bytes, bytes]) -> int:
+    """Bytes of memory that rows take in a cache."""
+    return sum(map(len, rows)) + sum(map(len, rows.values())) + len(rows) * ROW_OVERHEAD

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from itertools import islice
 from operator import length_hint
-from typing import Any
+from typing import Any, NoReturn
 
 from .codecs import BYTES, STR, Codec, KeyCodec, check_key_codec, describe, key_functions, mismatch
 from .errors import ClosedError, CorruptError, LimitError
@@ -286,6 +286,9 @@ class TableView(MutableMapping[Any, Any]):
         self._tree.clear()
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a table of a transaction can be neither copied nor pickled; take dict(table)")
 
     def _end(self) -> None:
         """The transaction has ended."""

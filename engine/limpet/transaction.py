@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from . import btree
 from .errors import ClosedError, CorruptError, LimitError, NoSuchTableError, ReadOnlyError
@@ -85,21 +85,17 @@ class ReadTransaction:
     forgotten reader makes the file grow. Threads: one at a time.
     """
 
-    __slots__ = ("__weakref__", "_first", "_open", "_others", "_pins", "_snapshot", "_view")
+    __slots__ = ("__weakref__", "_first", "_open", "_others", "_pins", "_snapshot", "_view", "txid")
 
     # `db.read()` fills it in: an __init__ would be called by way of the type, and take 0.1 us of a transaction's 0.6.
     # The first table has places of its own, because a dict for one view would take as much again.
+    txid: int  # the number of the commit that the snapshot shows
     _pins: dict[int, int]  # id of a read transaction -> txid of its snapshot
-    _snapshot: Snapshot
+    _snapshot: Snapshot  # until the end: an ended transaction keeps nothing alive
     _open: bool
     _first: Table | str | None  # the table asked for first, and its view
     _view: TableView | None
     _others: dict[Table | str, TableView] | None
-
-    @property
-    def txid(self) -> int:
-        """The number of the commit that this snapshot shows."""
-        return self._snapshot.txid
 
     def __getitem__(self, table: Table | str) -> TableView:
         view = self._view
@@ -180,13 +176,17 @@ class ReadTransaction:
                     for other in self._others.values():
                         other._end()
             self._pins.pop(id(self), None)  # an interrupt may have come before it was pinned
+            del self._snapshot
+
+    def __reduce__(self) -> NoReturn:
+        raise _not_copied(self)
 
     def __del__(self) -> None:
         if self._open:
+            path = self._snapshot.pager.file.path
             self.close()
             warnings.warn(
-                f"a read transaction on {self._snapshot.pager.file.path} was never closed; "
-                "use `with db.read() as txn:`",
+                f"a read transaction on {path} was never closed; use `with db.read() as txn:`",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -330,6 +330,7 @@ class WriteTransaction:
         for each in (tree, target):
             each._remember_state()
             each.changed = True
+        tree.replace_content(tree.root, tree.count, tree.rows)  # nothing is on top; the dict that says so may be shared
         target.restore(tree.state())
         tree.replace_content(0, 0)
         tree.restore(tree.state()._replace(codecs=None, tree_id=0))
@@ -418,13 +419,19 @@ class WriteTransaction:
                 source=self,
             )
 
+    def __reduce__(self) -> NoReturn:
+        raise _not_copied(self)
+
     def _end(self) -> None:
+        if not self._open:
+            return
         self._open = False
         for view in self._views.values():
             view._tree = ENDED
         # The trees know the transaction. Left to the collector of cycles, each commit would keep what it began with
         # in memory until that runs, and make it run more often.
         self._trees.clear()
+        del self._base, self._pager
 
     # -- what the trees ask for (overlay.Owner) --------------------------------------------------
 
@@ -601,6 +608,10 @@ class Savepoint(AbstractContextManager["Savepoint"]):
             txn._pager.release(allocated)
             txn._database._give_back(allocated)
         txn.undo = self._outer_undo
+
+
+def _not_copied(transaction: object) -> TypeError:
+    return TypeError(f"a {type(transaction).__name__} can be neither copied nor pickled; begin another one")
 
 
 def _ended() -> ClosedError:

@@ -141,7 +141,7 @@ def format_of(file_system: FileSystem, path: str) -> int | None:
         return None
     try:
         head = file.read(0, HEADER_SIZE)
-        if head[: len(MAGIC)] == MAGIC and head[len(MAGIC) : 12] == (1).to_bytes(4, "little"):
+        if len(head) == HEADER_SIZE and head[:12] == MAGIC + (1).to_bytes(4, "little"):
             return 1
         return decode_header(head, path).format_version
     except FormatError:
