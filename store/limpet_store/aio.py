@@ -11,13 +11,15 @@ arrive during one sync share the next one. Rules:
   - Reads run in a few threads of their own, each on its own snapshot, beside the writer.
 
 A group (`async with store.write() as tx`) has a transaction of its own, and the other writers wait for its end: keep
-slow things out of it. Waiting inside a group for a write outside of it would be waiting for oneself, and is refused.
+slow things out of it. Waiting inside a group for a write outside of it would be waiting for oneself, and is refused:
+to the task that opened the group, and to the tasks that it makes inside, as `gather` does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import os
 import queue
@@ -213,9 +215,9 @@ class _Writer:
                         started.append(step)
                         step.run(work)
         except BaseException as error:  # noqa: BLE001  # the commit failed: that is everybody's outcome
-            for step in started or batch:
+            started = started or batch  # none was, when the transaction could not begin
+            for step in started:
                 step.error = step.error or error
-            started = started or batch
         self._call(_resolve_all, started)
 
     def _run_group(self, group: _Group) -> None:
@@ -259,6 +261,11 @@ def _finish(future: asyncio.Future[None], error: BaseException | None = None) ->
         future.exception()  # somebody else may have been told already; it is not lost
 
 
+# The groups, of any store, that the running code is inside of. A task inherits them from the one that made it, and has
+# them still when they are over; whether one is open is for its store to say.
+_groups_around: contextvars.ContextVar[tuple[_Group, ...]] = contextvars.ContextVar("limpet_groups", default=())
+
+
 class AsyncTransaction(Families[Awaited]):
     """What `async with store.write()` and `store.read()` give: every family with `await`, in one transaction."""
 
@@ -282,7 +289,7 @@ class _WriteGroup:
         except BaseException:
             self._leave(_Group.ABORT)
             raise
-        self._store._group_owner = asyncio.current_task()
+        _groups_around.set((*_open_groups_around(), group))
         return AsyncTransaction(self)
 
     async def __aexit__(
@@ -291,8 +298,8 @@ class _WriteGroup:
         group = self._group
         assert group is not None
         closed = group.ended
-        self._store._group_owner = None
         self._leave(_Group.COMMIT if kind is None else _Group.ABORT)
+        _groups_around.set(_open_groups_around())
         if kind is None:
             await group.done
             if closed:
@@ -313,6 +320,10 @@ class _WriteGroup:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         group.steps.put(_Step(_run, (family, body, args, kwargs, writes), future))
         return await future
+
+
+def _open_groups_around() -> tuple[_Group, ...]:
+    return tuple(group for group in _groups_around.get() if not group.ended)
 
 
 class _Snapshot:
@@ -370,7 +381,6 @@ class AsyncStore(Families[Awaited]):
         self._writer = _Writer(store, loop)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="limpet-reader")
         self._groups: set[_Group] = set()
-        self._group_owner: asyncio.Task[Any] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -505,7 +515,7 @@ class AsyncStore(Families[Awaited]):
 
     def _check_writable_here(self) -> None:
         self._check_open()
-        if self._group_owner is not None and self._group_owner is asyncio.current_task():
+        if not self._groups.isdisjoint(_groups_around.get()):
             raise RuntimeError("this task has a group open: a write outside of it would wait for the group's end")
 
     # --- care --------------------------------------------------------------------------------------------------------

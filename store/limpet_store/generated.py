@@ -141,6 +141,7 @@ def _text_function(
 def _read_function(
     cls: type, codes: Mapping[str, _Code], names: dict[str, Any]
 ) -> Callable[[dict[str, Any], type], Any]:
+    # What a record has beside its row, such as a job's version; whoever reads the row fills it in.
     beside = [entry for entry in dataclasses.fields(cls) if entry.name not in codes and entry.name != "extra"]
     return _function(
         "read(row, wanted)",
@@ -186,6 +187,7 @@ def _post_init(cls: type, variable: str) -> list[str]:
 
 
 def _function(head: str, body: list[str], names: dict[str, Any]) -> Callable[..., Any]:
+    """Compile `def head: body`; `names` are its globals, shared by the functions of a class."""
     own: dict[str, Any] = {}
     exec(f"def {head}:\n" + "\n".join(f"    {line}" for line in body), names, own)
     function: Callable[..., Any] = own[head.partition("(")[0]]

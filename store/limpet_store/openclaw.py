@@ -212,4 +212,5 @@ def spellings(key: str) -> list[str]:
 
 
 def _seconds(milliseconds: Any, default: int) -> int:
-    return milliseconds // 1000 if type(milliseconds) is int and milliseconds > 0 else default
+    known = type(milliseconds) is int and 0 < milliseconds <= wire.INT_MAX
+    return milliseconds // 1000 if known else default

@@ -40,6 +40,7 @@ from .records import (
 SCHEMA_VERSION = 1  # see migrations.py for what older ones were
 HOUR_S = 3600
 KEY_INT_MAX = 2**63 - 1  # the largest integer in a key; rows may hold integers up to 2^64 - 1
+NUMBER_MAX = 2**62  # numbers that come from elsewhere stay below: as many again are left for those that follow them
 ACTIVE = 0  # in a counter's key: the active rows of the session; archived generations count from 1
 
 K = TypeVar("K")

@@ -10,7 +10,7 @@ from . import history
 from .errors import NotFoundError
 from .family import AnyFace, Family, reads, writes
 from .records import SessionMeta, TitleSource, changed
-from .schema import KEY_INT_MAX, SESSIONS
+from .schema import NUMBER_MAX, SESSIONS
 from .work import Work
 
 
@@ -140,14 +140,7 @@ class Sessions(Family[AnyFace]):
 
 def put(work: Work, key: str, meta: SessionMeta) -> bool:
     """What `Sessions.put` does; returns whether it changed something."""
-    if not isinstance(meta, SessionMeta):
-        raise TypeError(f"a SessionMeta is needed, not {type(meta).__name__}")
-    if meta.session_key != key:
-        raise ValueError(f"the row is of session {meta.session_key!r}, not of {key!r}")
-    if not 1 <= meta.generation < KEY_INT_MAX:
-        raise ValueError(f"generation {meta.generation} is outside [1, {KEY_INT_MAX})")
-    if not 0 <= meta.message_count < KEY_INT_MAX:
-        raise ValueError(f"message_count {meta.message_count} is outside [0, {KEY_INT_MAX})")
+    check(key, meta)
     meta = meta.stamped(work.now())
     stored = work.get(SESSIONS, key)
     if stored is None:
@@ -160,3 +153,15 @@ def put(work: Work, key: str, meta: SessionMeta) -> bool:
     if written:
         history.mark_used(work, key, meta.generation)
     return written
+
+
+def check(key: str, meta: SessionMeta) -> None:
+    """Raise TypeError or ValueError when this is not a row of the session, or its numbers are out of range."""
+    if not isinstance(meta, SessionMeta):
+        raise TypeError(f"a SessionMeta is needed, not {type(meta).__name__}")
+    if meta.session_key != key:
+        raise ValueError(f"the row is of session {meta.session_key!r}, not of {key!r}")
+    if not 1 <= meta.generation < NUMBER_MAX:
+        raise ValueError(f"generation {meta.generation} is outside [1, {NUMBER_MAX})")
+    if not 0 <= meta.message_count <= NUMBER_MAX:
+        raise ValueError(f"message_count {meta.message_count} is outside [0, {NUMBER_MAX}]")

@@ -97,7 +97,7 @@ class Store(Families[Direct]):
             if read_only:
                 raise
             logger.info("%s has an older format; upgrading it", os.fspath(path))
-            limpet.upgrade(path)
+            limpet.upgrade(path, lock_timeout=lock_timeout)
             database = limpet.open(path, **options)
         try:
             store = cls(database, Context(clock), tier)

@@ -171,23 +171,16 @@ class Tasks(Family[AnyFace]):
         raises       NotFoundError when there is no such task
         """
         _, task = _find(self._work, id)
-        status = TaskStatus.DEAD if task.retries + 1 >= max_retries else TaskStatus.FAILED
-        _update(
-            self._work,
-            id,
-            retries=task.retries + 1,
-            status=status,
-            error=task.error if error is None else error,
-        )
+        retries = task.retries + 1
+        status = TaskStatus.DEAD if retries >= max_retries else TaskStatus.FAILED
+        _update(self._work, id, retries=retries, status=status, error=task.error if error is None else error)
         return status
 
     @reads
     def get(self, id: str) -> QueuedTask | None:  # noqa: A002  # as above
         """A task with its messages, or None."""
-        work = self._work
-        arrival = work.view(TASK_IDS.table).get(id)
-        task = None if arrival is None else work.get(TASKS, arrival)
-        return None if task is None else _with_messages(work, task)
+        arrival = self._work.view(TASK_IDS.table).get(id)
+        return None if arrival is None else load(self._work, arrival)
 
     @reads
     def list(self, status: TaskStatus | None = None) -> builtins.list[QueuedTask]:

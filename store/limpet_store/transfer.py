@@ -17,7 +17,8 @@ not follow is that a generation number was used, which is the table "generations
 
 Importing adds to what is there. A line whose row is there already changes nothing, so that importing twice is importing
 once. A line that contradicts what is there (another message under the same number) is an error of that line; a
-session's numbers are raised, never lowered; other rows are replaced by the line's.
+session's numbers are raised, never lowered; other rows are replaced by the line's. A number outside the range that the
+store counts in is an error too, or else there might be none left for what is numbered after it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .schema import (
     JOBS,
     KV,
     MESSAGES,
+    NUMBER_MAX,
     PAIRING,
     PERMISSIONS,
     QUARANTINE,
@@ -50,6 +52,9 @@ from .schema import (
     envelope,
 )
 from .work import Work
+
+FROM_0 = range(NUMBER_MAX)  # sequence numbers, attempts
+FROM_1 = range(1, NUMBER_MAX)  # generations, arrival numbers, versions, numbers of quarantined rows
 
 
 @dataclass(slots=True)
@@ -111,41 +116,52 @@ def _on_one_line(text: str) -> str:
     return wire.encode(wire.loads(text)) if "\n" in text or "\r" in text else text
 
 
-def _shaped(key: Any, *kinds: type) -> Any:
-    """A key of these types, a tuple when there are several; UndecodableError when it is not."""
-    if len(kinds) == 1:
-        if type(key) is not kinds[0]:
-            raise UndecodableError(f"the key is {kinds[0].__name__}, not {key!r}")
-        return key
-    if not (isinstance(key, list) and [type(part) for part in key] == list(kinds)):
-        raise UndecodableError(f"the key is [{', '.join(kind.__name__ for kind in kinds)}], not {key!r}")
-    return tuple(key)
+_Kind = type[str] | range  # what an element of a key is: text, or an integer in a range
 
 
-def _plain(rows: Rows[Any, Any], *kinds: type, text: bool = False, keep: bool = False) -> _Table:
-    """A table whose rows are dumped as they are stored.
+def _shaped(key: Any, *kinds: _Kind) -> Any:
+    """A key of these kinds, a tuple when there are several; UndecodableError when it is not."""
+    parts = key if isinstance(key, list) else [key]
+    if isinstance(key, list) != (len(kinds) > 1) or len(parts) != len(kinds) or not all(map(_is_of, parts, kinds)):
+        wanted = ", ".join(map(_described, kinds))
+        raise UndecodableError(f"the key is {wanted if len(kinds) == 1 else f'[{wanted}]'}, not {key!r}")
+    return tuple(parts) if len(kinds) > 1 else key
 
-    kinds  the types of the key's elements
-    text   the row is opaque text, and a JSON string in the line
-    keep   a row that is there already must not be another one
-    """
+
+def _is_of(part: Any, kind: _Kind) -> bool:
+    return type(part) is int and part in kind if isinstance(kind, range) else type(part) is kind
+
+
+def _described(kind: _Kind) -> str:
+    return f"int in [{kind.start}, {kind.stop})" if isinstance(kind, range) else kind.__name__
+
+
+def _dump_stored(rows: Rows[Any, Any], *, text: bool = False) -> Callable[[Work], Iterator[tuple[str, str]]]:
+    """How to dump rows as they are stored: as JSON, or as opaque text, which is a JSON string in the line."""
 
     def dump(work: Work) -> Iterator[tuple[str, str]]:
         for key, raw in work.view(rows.table).items():
             if work.decode(rows, key, raw) is not None:
                 yield _key_json(key), wire.encode(raw.decode()) if text else _on_one_line(raw.decode())
 
+    return dump
+
+
+def _plain(rows: Rows[Any, Any], *kinds: type[str], text: bool = False) -> _Table:
+    """A table whose rows are dumped as they are stored, and replaced by the line's.
+
+    kinds  what the key's elements are
+    text   the row is opaque text
+    """
+
     def load(work: Work, key: Any, row: Any) -> bool:
         shaped = _shaped(key, *kinds)
         if text and not isinstance(row, str):
             raise UndecodableError(f"the row is text, not {type(row).__name__}")
         record = row if text else rows.decode(shaped, wire.dumps(row).encode())
-        old = work.get(rows, shaped)
-        if keep and old is not None and old != record:
-            raise UndecodableError(f"{rows.name} has another row under {key!r}")
-        return work.put(rows, shaped, record, old)
+        return work.put(rows, shaped, record, work.get(rows, shaped))
 
-    return _Table(rows.name, dump, load)
+    return _Table(rows.name, _dump_stored(rows, text=text), load)
 
 
 def _dump_store(_work: Work) -> Iterator[tuple[str, str]]:
@@ -176,9 +192,9 @@ def _dump_generations(work: Work) -> Iterator[tuple[str, str]]:
 
 
 def _load_generation(work: Work, key: Any, row: Any) -> bool:
-    session_key, generation = _shaped(key, str, int)
-    if type(row) is not int or row < 0 or generation <= ACTIVE:
-        raise UndecodableError("a generation counts from 1, and its row is its next sequence number")
+    session_key, generation = _shaped(key, str, FROM_1)
+    if type(row) is not int or not 0 <= row <= NUMBER_MAX:
+        raise UndecodableError(f"the row is the next sequence number, int in [0, {NUMBER_MAX}], not {row!r}")
     counter = work.counter(session_key, generation)
     if counter is not None and counter.next_seq >= row:
         return False
@@ -187,14 +203,12 @@ def _load_generation(work: Work, key: Any, row: Any) -> bool:
 
 
 def _load_message(work: Work, key: Any, row: Any) -> bool:
-    session_key, seq = _shaped(key, str, int)
-    return history.restore(work, MESSAGES, (session_key, seq), row)
+    shaped = _shaped(key, str, FROM_0)
+    return history.restore(work, MESSAGES, shaped, row)
 
 
 def _load_archived(work: Work, key: Any, row: Any) -> bool:
-    shaped = _shaped(key, str, int, int)
-    if shaped[1] <= ACTIVE:
-        raise UndecodableError(f"a generation counts from 1, not from {shaped[1]}")
+    shaped = _shaped(key, str, FROM_1, FROM_0)
     return history.restore(work, ARCHIVE, shaped, ARCHIVE.decode(shaped, wire.dumps(row).encode()))
 
 
@@ -206,14 +220,14 @@ def _dump_tasks(work: Work) -> Iterator[tuple[str, str]]:
 
 
 def _load_task(work: Work, key: Any, row: Any) -> bool:
-    attempts, value = _pair(row)
+    attempts, value = _pair(row, FROM_0)
     task = QueuedTask.from_dict(value)
-    task.attempts, task.arrival = attempts, _shaped(key, int)
+    task.attempts, task.arrival = attempts, _shaped(key, FROM_1)
     return tasks.write(work, task)
 
 
 def _load_job(work: Work, key: Any, row: Any) -> bool:
-    version, value = _pair(row)
+    version, value = _pair(row, FROM_1)
     job = ExternalJob.from_dict(value)
     job.version = version
     if job.id != key:
@@ -224,30 +238,38 @@ def _load_job(work: Work, key: Any, row: Any) -> bool:
     return work.put(JOBS, key, job, old)
 
 
-def _pair(row: Any) -> tuple[int, Any]:
-    if not (isinstance(row, list) and len(row) == 2 and type(row[0]) is int):
+def _pair(row: Any, numbers: range) -> tuple[int, Any]:
+    if not (isinstance(row, list) and len(row) == 2):
         raise UndecodableError("the row is [number, record]")
+    if not _is_of(row[0], numbers):
+        raise UndecodableError(f"the row's number is {_described(numbers)}, not {row[0]!r}")
     return row[0], row[1]
 
 
-def _as_stored(table: _Table, rows: Rows[Any, Any], load: Callable[[Work, Any, Any], bool]) -> _Table:
-    return _Table(rows.name, table.dump, load)
+def _load_quarantined(work: Work, key: Any, row: Any) -> bool:
+    if not (isinstance(row, dict) and {"table", "key", "reason"} <= row.keys()):
+        raise UndecodableError("a quarantined row says its table, its key and the reason")
+    number = _shaped(key, FROM_1)
+    old = work.get(QUARANTINE, number)
+    if old is not None and old != row:
+        raise UndecodableError(f"{QUARANTINE.name} has another row under {key!r}")
+    return work.put(QUARANTINE, number, row, old)
 
 
 _TABLES: tuple[_Table, ...] = (
     _Table("store", _dump_store, _load_store),
     _Table("sessions", _dump_sessions, _load_session),
-    _as_stored(_plain(ARCHIVE, str, int, int), ARCHIVE, _load_archived),
-    _as_stored(_plain(MESSAGES, str, int), MESSAGES, _load_message),
+    _Table(ARCHIVE.name, _dump_stored(ARCHIVE), _load_archived),
+    _Table(MESSAGES.name, _dump_stored(MESSAGES), _load_message),
     _Table("generations", _dump_generations, _load_generation),
     _plain(PAIRING, str, str),
     _plain(KV, str, text=True),
     _plain(ALIASES, str, text=True),
     _Table("tasks", _dump_tasks, _load_task),
-    _as_stored(_plain(JOBS, str), JOBS, _load_job),
+    _Table(JOBS.name, _dump_stored(JOBS), _load_job),
     _plain(IDEMPOTENCY, str),
     _plain(PERMISSIONS, str, str, text=True),
     _plain(CRON, str, text=True),
-    _plain(QUARANTINE, int, keep=True),
+    _Table(QUARANTINE.name, _dump_stored(QUARANTINE), _load_quarantined),
 )
 _BY_NAME = {table.name: table for table in _TABLES}

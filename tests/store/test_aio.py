@@ -365,6 +365,90 @@ def test_waiting_for_oneself_inside_a_group_is_refused(play: Callable[..., None]
     play(scenario)
 
 
+def test_a_write_outside_of_a_group_is_refused_in_the_tasks_that_were_made_inside(play: Callable[..., None]) -> None:
+    """Only the task that had opened the group was recognised. `gather`, and `wait_for` until Python 3.12, make tasks of
+    their own, so that the group waited for a write that waited for the group: for ever."""
+
+    async def scenario(store: AsyncStore) -> None:
+        async def grandchild() -> None:
+            await asyncio.gather(store.kv.set("e", "4"))
+
+        async def nested() -> None:
+            async with store.write():
+                pass
+
+        async with asyncio.timeout(10), store.write() as tx:
+            await asyncio.gather(tx.kv.set("a", "1"), tx.kv.set("b", "2"))
+            for call in (
+                lambda: asyncio.gather(store.kv.set("e", "1")),
+                lambda: asyncio.wait_for(store.kv.set("e", "2"), 5),
+                lambda: asyncio.create_task(store.messages.append(KEY, {})),
+                lambda: asyncio.create_task(grandchild()),
+                lambda: asyncio.create_task(nested()),
+                lambda: asyncio.create_task(store.retention()),
+                lambda: asyncio.create_task(store.import_jsonl([])),
+            ):
+                with pytest.raises(RuntimeError, match="group"):
+                    await call()
+            assert await asyncio.create_task(store.kv.get("a")) is None, "reads outside of it go on"
+        assert await store.kv.items() == [("a", "1"), ("b", "2")]
+
+    play(scenario)
+
+
+def test_a_task_that_outlives_the_group_it_was_made_in_may_write(play: Callable[..., None]) -> None:
+    async def scenario(store: AsyncStore) -> None:
+        over = asyncio.Event()
+
+        async def later() -> None:
+            await over.wait()
+            await store.kv.set("a", "later")
+            async with store.write() as tx:
+                await tx.kv.set("b", "later")
+                with pytest.raises(RuntimeError, match="group"):
+                    await asyncio.gather(store.kv.set("c", "d"))
+
+        async with store.write() as tx:
+            await tx.kv.set("a", "first")
+            task = asyncio.create_task(later())
+        await store.kv.set("b", "first")
+        with contextlib.suppress(ZeroDivisionError):
+            async with store.write():
+                aborted = asyncio.create_task(later())
+                raise ZeroDivisionError
+        over.set()
+        await asyncio.wait_for(asyncio.gather(task, aborted), 10)
+        assert await store.kv.items() == [("a", "later"), ("b", "later")]
+
+    play(scenario)
+
+
+def test_groups_of_other_tasks_and_of_other_stores_are_no_reason_to_refuse(play: Callable[..., None]) -> None:
+    async def scenario(store: AsyncStore) -> None:
+        async with AsyncStore.open(":memory:", tier=MemoryTier.LOW) as other:
+
+            async def sibling(number: int) -> None:
+                async with store.write() as tx:
+                    await tx.kv.set(str(number), "x")
+                await store.kv.set(f"after {number}", "x")
+
+            await asyncio.gather(*map(sibling, range(4)))
+            async with asyncio.timeout(10), store.write() as tx:
+                await asyncio.gather(other.kv.set("a", "1"))
+                async with other.write() as inner:
+                    await asyncio.gather(inner.kv.set("b", "2"), tx.kv.set("c", "3"))
+                    for outside in (store, other):
+                        with pytest.raises(RuntimeError, match="group"):
+                            await asyncio.gather(outside.kv.set("d", "4"))
+                await asyncio.gather(other.kv.set("e", "5"))
+                with pytest.raises(RuntimeError, match="group"):
+                    await asyncio.gather(store.kv.set("d", "4"))
+            assert [key for key, _ in await other.kv.items()] == ["a", "b", "e"]
+        assert len(await store.kv.items()) == 9
+
+    play(scenario)
+
+
 def test_a_group_of_reads_is_one_snapshot(play: Callable[..., None]) -> None:
     async def scenario(store: AsyncStore) -> None:
         await store.kv.set("a", "1")

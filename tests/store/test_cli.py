@@ -118,6 +118,40 @@ def test_tasks_jobs_cron_pairings_and_kv(run: Run, filled: Path) -> None:
     assert run("kv", "nobody").code == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("tasks", "--status", "nope"), "'nope' is none of pending, running, done, failed, dead"),
+        (("jobs", "--status", "nope"), "choose from 'Pending', 'Polling', 'Done', 'Failed', 'TimedOut'"),
+        (("tasks", "--limit", "nope"), "'nope' is no whole number"),
+        (("stats", "--limit", "0"), "0 is not 1 or more"),
+        (("messages", "k", "--recent", "1.5"), "'1.5' is no whole number"),
+        (("archive", "k", "--tail", "nope"), "'nope' is no whole number"),
+        (("demo", "--kills", "nope"), "'nope' is no whole number"),
+        (
+            (
+                "demo",
+                "--kills=-1",
+            ),
+            "-1 is not 0 or more",
+        ),
+        (("retention", "--jobs", "nope"), "write 90s, 15m"),
+        (("retention", "--jobs", "9" * 5000), "write 90s, 15m"),
+        (("retention", "--step", "nope"), "'nope' is no whole number"),
+    ],
+)
+def test_a_wrong_argument_is_answered_with_what_would_be_right(
+    run: Run, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], complaint: str
+) -> None:
+    """What was given was called an "invalid <lambda> value", or the like with the name of a function of ours."""
+    with pytest.raises(SystemExit) as usage:
+        run(*arguments)
+    assert usage.value.code == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert "invalid " not in said.replace("invalid choice", "")
+
+
 def test_stats(run: Run, filled: Path) -> None:
     stats = run("stats", "--json").json
     counts = {entry["table"]: entry["rows"] for entry in stats["tables"]}
@@ -263,6 +297,19 @@ def test_import_openclaw(run: Run, openclaw: Path, db_path: Path) -> None:
     assert run("import-openclaw", str(openclaw / "agents" / "other"), "--json").json["messages"] == 0
     assert "0 messages" in run("import-openclaw", str(openclaw / "agents" / "other" / "sessions")).out
     assert run("import-openclaw", str(openclaw / "agents")).code == 3
+
+
+def test_a_time_of_openclaw_that_no_row_can_hold_is_left_out(run: Run, openclaw: Path, db_path: Path) -> None:
+    """Such a time ended the import in the middle, in a traceback."""
+    index = openclaw / "agents" / "other" / "sessions" / "sessions.json"
+    sessions = json.loads(index.read_text())
+    sessions["main"] |= {"updatedAt": 10**30, "sessionStartedAt": 10**30}
+    index.write_text(json.dumps(sessions))
+    assert run("import-openclaw", str(openclaw), "--json").json["messages"] == 3
+    with Store.open(db_path) as store:
+        meta = store.sessions.get("agent:other:main")
+        assert meta is not None
+        assert 0 < meta.created_at <= meta.last_active < 10**10
 
 
 def test_a_store_that_a_gateway_holds_is_refused_and_its_holder_named(run: Run, filled: Path) -> None:

@@ -387,6 +387,30 @@ def test_rows_that_do_not_decode_go_to_quarantine_and_the_rest_goes_on(store: St
     assert sum(table.skipped[QUARANTINED] for table in again.tables) == 10
 
 
+def test_numbers_that_leave_none_for_what_follows_are_set_aside(store: Store) -> None:
+    """A dry run counted such a session as written, and a message with the largest number was: nothing could be appended
+    to its session any more."""
+    data = made(
+        {
+            "session_meta": {
+                "counts": meta("counts", count=2**63 - 1),
+                "generations": meta("generations", generation=2**63 - 1),
+                S: meta(S),
+            },
+            "messages": {f"{S}:{2**63 - 1}": message("far"), f"{S}:{0:016}": message("near")},
+        }
+    )
+    dry = imported(data, None)
+    report = imported(data, store)
+    assert report.to_dict()["tables"] == dry.to_dict()["tables"]
+    assert (account(report, "session_meta").quarantined, account(report, "messages").quarantined) == (2, 1)
+    for key in (S, "counts", "generations"):
+        store.messages.append(key, {"content": "and"})
+        store.messages.append(key, {"content": "on"})
+        store.sessions.new_generation(key)
+    assert store.messages.append(S, {}) == 0
+
+
 def test_a_key_too_long_for_the_store_leaves_no_half_of_a_row(store: Store) -> None:
     long = {f"{'k' * size}{size}": "v" for size in range(280, 1400, 7)}
     sessions = {key: meta(key) for key in long}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from limpet_store import NotFoundError, SessionMeta, Store, TitleSource
+from limpet_store import NotFoundError, SessionMeta, Store, TitleSource, schema
 
 KEY = "agent:main:telegram:direct:u1"
 
@@ -39,6 +39,8 @@ def test_put_refuses_another_sessions_row_and_numbers_out_of_range(store: Store)
         SessionMeta(session_key=KEY, generation=0),
         SessionMeta(session_key=KEY, message_count=-1),
         SessionMeta(session_key=KEY, message_count=2**63),
+        SessionMeta(session_key=KEY, message_count=schema.NUMBER_MAX + 1),
+        SessionMeta(session_key=KEY, generation=schema.NUMBER_MAX),
     ):
         with pytest.raises(ValueError):
             store.sessions.put(KEY, wrong)

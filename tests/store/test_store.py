@@ -106,7 +106,7 @@ def test_a_version_that_cannot_be_read_is_refused_and_not_taken_for_a_new_file(
 
 def test_an_older_format_is_upgraded_on_open_but_not_read_only(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store.open(db_path).close()
-    upgraded: list[Path] = []
+    upgraded: list[tuple[Path, float]] = []
     real = limpet.open
 
     def old_until_upgraded(path: Path, **options: Any) -> limpet.Database:
@@ -115,12 +115,12 @@ def test_an_older_format_is_upgraded_on_open_but_not_read_only(db_path: Path, mo
         return real(path, **options)
 
     monkeypatch.setattr(limpet, "open", old_until_upgraded)
-    monkeypatch.setattr(limpet, "upgrade", upgraded.append)
+    monkeypatch.setattr(limpet, "upgrade", lambda path, *, lock_timeout: upgraded.append((path, lock_timeout)))
     with pytest.raises(limpet.UpgradeRequiredError):
         Store.open(db_path, read_only=True)
-    with Store.open(db_path) as store:
+    with Store.open(db_path, lock_timeout=2.5) as store:
         assert store.check().ok
-    assert upgraded == [db_path]
+    assert upgraded == [(db_path, 2.5)], "the upgrade waits for the lock as long as the opening does"
 
 
 def test_migrations_run_step_by_step_and_once(store: Store) -> None:
@@ -348,6 +348,10 @@ def test_a_row_that_somebody_indented_is_still_one_line(store: Store, overwrite:
         '{"table":"generations","key":["a",0],"row":1}',
         '{"table":"store","key":"schema","row":{"version":99}}',
         '{"table":"kv","key":"\\ud800","row":"b"}',
+        '{"table":"tasks","key":true,"row":[0,{}]}',
+        '{"table":"jobs","key":"j","row":[true,{}]}',
+        '{"table":"quarantine","key":1,"row":5}',
+        '{"table":"quarantine","key":1,"row":{"table":"kv","key":["k"]}}',
     ],
 )
 def test_a_broken_import_line_is_reported_and_the_rest_imported(store: Store, line: str) -> None:
@@ -367,6 +371,72 @@ def test_import_never_overwrites_a_message(store: Store) -> None:
     report = store.import_jsonl(lines)
     assert [number for number, _ in report.errors] == [1, 2]
     assert store.messages.load(KEY) == [{"n": "ours"}]
+
+
+def out_of_range(first: int) -> list[int]:
+    """Integers that an import must not bring where the store counts from `first`."""
+    return [first - 1, -(2**63), schema.NUMBER_MAX + 1, schema.KEY_INT_MAX - 1, schema.KEY_INT_MAX, 2**64 - 1, 10**30]
+
+
+def numbered_lines(make_task: Callable[..., QueuedTask], make_job: Callable[..., ExternalJob]) -> list[tuple[int, Any]]:
+    """(first legal number, number -> line) for every number that a line can bring."""
+    task, job = make_task("hello", id="t").to_dict(), make_job(id="j").to_dict()
+
+    def session(**changes: int) -> dict[str, Any]:
+        return {"table": "sessions", "key": KEY, "row": SessionMeta(session_key=KEY).to_dict() | changes}
+
+    return [
+        (0, lambda n: session(message_count=n)),
+        (1, lambda n: session(generation=n)),
+        (1, lambda n: {"table": "tasks", "key": n, "row": [0, task]}),
+        (0, lambda n: {"table": "tasks", "key": 1, "row": [n, task]}),
+        (1, lambda n: {"table": "jobs", "key": "j", "row": [n, job]}),
+        (0, lambda n: {"table": "messages", "key": [KEY, n], "row": {"n": 1}}),
+        (0, lambda n: {"table": "archive", "key": [KEY, 1, n], "row": [5, {"n": 1}]}),
+        (1, lambda n: {"table": "archive", "key": [KEY, n, 0], "row": [5, {"n": 1}]}),
+        (1, lambda n: {"table": "generations", "key": [KEY, n], "row": 0}),
+        (0, lambda n: {"table": "generations", "key": [KEY, 1], "row": n}),
+        (1, lambda n: {"table": "quarantine", "key": n, "row": {"table": "kv", "key": ["k"], "reason": "r", "at": 1}}),
+    ]
+
+
+def test_no_number_of_an_import_is_out_of_range(
+    store: Store, make_task: Callable[..., QueuedTask], make_job: Callable[..., ExternalJob]
+) -> None:
+    """Numbers were taken as they came. After a task with the largest number there is, no task could be submitted any
+    more; a message, a generation or a quarantined row did the same to what is numbered after it."""
+    lines = [json.dumps(line(n)) for first, line in numbered_lines(make_task, make_job) for n in out_of_range(first)]
+    before = exported(store)
+    report = store.import_jsonl(lines)
+    assert [lines[number - 1] for number, _ in report.errors] == lines
+    assert "9223372036854775807" in report.errors[4][1], "the message names the number"
+    assert (report.changed, exported(store)) == (0, before)
+
+
+def test_after_the_largest_numbers_of_an_import_there_are_more(
+    store: Store,
+    make_task: Callable[..., QueuedTask],
+    make_job: Callable[..., ExternalJob],
+    overwrite: Callable[..., None],
+) -> None:
+    largest = schema.NUMBER_MAX - 1
+    for _, line in numbered_lines(make_task, make_job):
+        assert store.import_jsonl([json.dumps(line(largest))]).errors == []
+    for text in ("a", "b", "c"):
+        assert store.tasks.submit(make_task(text, session_key=text)).kind == "new"
+    assert store.messages.append_many(KEY, [{}] * 3) == [largest + 1, largest + 2, largest + 3]
+    assert [store.sessions.new_generation(KEY) for _ in range(3)] == [largest + 1, largest + 2, largest + 3]
+    assert store.messages.append(KEY, {}) == 0
+    job = store.jobs.get("j")
+    assert job is not None
+    job.prompt = "another"
+    assert store.jobs.update(job) == largest + 1
+    for name in ("x", "y"):
+        overwrite("pairing", ("c", name), b"damaged")
+        store.pairing.approved("c")
+        store.pairing.delete("c", "nobody")
+    with store.reading() as work:
+        assert list(work.view(schema.QUARANTINE.table)) == [largest, largest + 1, largest + 2]
 
 
 def test_backup_is_a_store(full: Store, tmp_path: Path, clock: Any) -> None:

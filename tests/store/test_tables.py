@@ -51,7 +51,8 @@ def test_nothing_else_is_in_the_document_and_no_two_tables_share_a_name() -> Non
     assert len(set(named)) == len(named)
 
 
-README = (Path(__file__).resolve().parents[2] / "store" / "README.md").read_text("utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "store" / "README.md").read_text("utf-8")
 
 
 def test_the_readmes_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +69,15 @@ def test_the_readmes_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     asyncio.run(scope["answer"]("s", "hello"))  # type: ignore[operator]  # a coroutine function of the README's
     with Store.open("data.limpet") as again:
         assert [message["content"] for message in again.messages.load("s")] == ["hello", "HELLO"]
+
+
+def test_the_examples_of_all_readmes_run_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them had a table of one name with different codecs in a file of one name: the second one ended in a
+    TableTypeError."""
+    monkeypatch.chdir(tmp_path)
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(shown) == 2
+    first_of_engine = re.search(r"```python\n(.*?)```", (ROOT / "engine" / "README.md").read_text("utf-8"), re.DOTALL)
+    assert first_of_engine is not None
+    for block in (*shown, first_of_engine[1]):
+        exec(compile(block, "README.md", "exec"), {})

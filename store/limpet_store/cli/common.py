@@ -124,7 +124,20 @@ def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> No
 
 def at_least_one(text: str) -> int:
     """A type for argparse: a positive integer."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return _whole(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """A type for argparse: an integer that is not negative."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    # A ValueError would have argparse tell people the name of the function.
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} is not {least} or more")
     return number

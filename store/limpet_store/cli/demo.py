@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import UsageError, at_least_one
+from .common import UsageError, at_least_one, not_negative
 
 HELP = "play a gateway's day on real dialogues, killed at random moments; nothing may be missing"
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sessions", metavar="N", type=at_least_one, help="play N sessions to their end; default a day of 25 s"
     )
-    group.add_argument("--kills", metavar="N", type=_not_negative, default=5, help="how often to kill; default 5")
+    group.add_argument("--kills", metavar="N", type=not_negative, default=5, help="how often to kill; default 5")
     group.add_argument("--seed", metavar="N", type=int, help="who says what, when to kill; default another each time")
     group.add_argument(
         "--from",
@@ -55,10 +55,3 @@ def run(args: argparse.Namespace) -> int:
         return demo.run(options)
     except (demo.UsageError, SourceError) as error:
         raise UsageError(str(error)) from None
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is not 0 or more")
-    return number

@@ -13,6 +13,7 @@ from ..store import DAY_S
 from .common import OK, at_least_one, open_store, print_json
 
 HELP = "delete what is old"
+AGE_DIGITS = 12  # 30,000 years in seconds; no more, because int() refuses long texts, and times have 64 bits
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": DAY_S, "w": 7 * DAY_S}
 
 
@@ -56,6 +57,6 @@ def _age(text: str) -> int | None:
     if text == "never":
         return None
     number, unit = (text, "s") if text[-1:].isdecimal() else (text[:-1], text[-1:])
-    if not number.isdecimal() or unit not in UNITS:
+    if not number.isdecimal() or len(number) > AGE_DIGITS or unit not in UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no age; write 90s, 15m, 12h, 30d, 2w or never")
     return int(number) * UNITS[unit]

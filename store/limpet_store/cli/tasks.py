@@ -9,6 +9,7 @@ from ..records import TaskStatus
 from .common import OK, add_limit, open_store, print_rows, when
 
 HELP = "list the queue of tasks"
+STATUSES = ", ".join(status.value.lower() for status in TaskStatus)
 COLUMNS = ("id", "status", "priority", "session", "created", "turns", "retries", "attempts", "notified", "text")
 
 
@@ -16,9 +17,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.add_argument(
         "--status",
-        type=lambda text: TaskStatus(text.capitalize()),
+        type=_status,
         metavar="STATUS",
-        help="only these: " + ", ".join(status.value.lower() for status in TaskStatus),
+        help=f"only these: {STATUSES}",
     )
     add_limit(parser)
 
@@ -44,3 +45,10 @@ def run(args: argparse.Namespace) -> int:
         ]
     print_rows(args, rows, COLUMNS, nothing="no tasks")
     return OK
+
+
+def _status(text: str) -> TaskStatus:
+    try:
+        return TaskStatus(text.capitalize())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {STATUSES}") from None

@@ -26,7 +26,9 @@ import re
 from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 
-SEQ_MAX: Final = 2**63 - 1
+from ..schema import NUMBER_MAX
+
+SEQ_MAX: Final = NUMBER_MAX - 1
 GENERATION_MAX: Final = 2**32 - 1  # u32 in the reference
 SEQ_DIGITS: Final = 16  # what it pads to
 

@@ -465,9 +465,8 @@ class _Import:
         self._account.quarantined += 1
         self._note("quarantine", f"{table}[{key[0]!r}] set aside: {error}")
         if self._work is not None and not self._report.dry_run:
-            last = self._work.view(QUARANTINE.table).last()
             entry |= {"at": self._work.now(), "reason": str(error)}
-            self._work.put(QUARANTINE, 1 if last is None else last[0] + 1, entry, None)
+            self._work.put(QUARANTINE, self._work.next_number(QUARANTINE), entry, None)
 
     # --- the tables one by one -------------------------------------------------------------------------------------
 
@@ -481,6 +480,7 @@ class _Import:
                 f"has generations up to {last}",
             )
             meta = dataclasses.replace(meta, generation=last + 1)
+        sessions.check(key, meta)
         SESSIONS.encode(meta)
         work = self._work
         stored = None if work is None else work.get(SESSIONS, key)
