@@ -16,17 +16,11 @@ engine raises (locked, corrupt, poisoned, too large) passes through unchanged.
 
 from __future__ import annotations
 
-from typing import Any
-
 from limpet import LimpetError
 
 
 class StoreError(LimpetError):
-    """The root of the store's own errors. All of them can be copied and pickled, attributes included."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By default the class is called with the message, and most of these are made from something else.
-        return _made_again, (type(self), self.args), self.__dict__
+    """The root of the store's own errors."""
 
 
 class NotFoundError(StoreError, KeyError):
@@ -98,8 +92,3 @@ class UnstorableError(ValueError, TypeError):
     It is a ValueError, since the store cannot hold the value, and a TypeError too, because that is what the `json`
     module raises for a type it does not know.
     """
-
-
-def _made_again(cls: type[StoreError], args: tuple[Any, ...]) -> StoreError:
-    """A copy without its attributes, which follow."""
-    return cls.__new__(cls, *args)
