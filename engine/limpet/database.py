@@ -179,12 +179,12 @@ class Database(Committer):
         """
         transaction = ReadTransaction()
         transaction._open = False
-        transaction._first = transaction._view = transaction._others = None
+        transaction._view = transaction._others = None
         transaction._pins = pins = self._pins
         while True:
             snapshot = self._published
             if snapshot is None:  # closed, poisoned, or inherited by a fork
-                transaction.close()
+                transaction.close()  # which may have pinned an older one
                 raise self._error()
             transaction._snapshot = snapshot
             transaction.txid = txid = snapshot.txid

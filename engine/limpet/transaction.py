@@ -108,9 +108,13 @@ class ReadTransaction:
         snapshot = self._snapshot
         definition, tree = snapshot.trees.get(table) or snapshot.tree(table)
         new = new_view(TableView)  # and no __init__, as above
-        new._table, new._tree, new._met, new._known = definition, tree, tree.codecs, tree.known
+        new._table = definition
+        new._tree = tree
+        new._met = tree.codecs
+        new._known = tree.known
         if view is None:
-            self._first, self._view = table, new
+            self._first = table
+            self._view = new
         elif self._others is None:
             self._others = {table: new}
         else:
@@ -171,11 +175,12 @@ class ReadTransaction:
             view = self._view
             if view is not None:
                 self._view = None
-                view._tree, view._known = ENDED, NOTHING_KNOWN  # `_end` without the call: short transactions are many
+                view._tree = ENDED  # `_end` without the call: short transactions are many
+                view._known = NOTHING_KNOWN
                 if self._others is not None:
                     for other in self._others.values():
                         other._end()
-            self._pins.pop(id(self), None)  # an interrupt may have come before it was pinned
+            del self._pins[id(self)]
             del self._snapshot
 
     def __reduce__(self) -> NoReturn:
@@ -184,6 +189,7 @@ class ReadTransaction:
     def __del__(self) -> None:
         if self._open:
             path = self._snapshot.pager.file.path
+            self._pins.setdefault(id(self), 0)  # an interrupt may have come before it was pinned
             self.close()
             warnings.warn(
                 f"a read transaction on {path} was never closed; use `with db.read() as txn:`",
