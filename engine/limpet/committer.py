@@ -452,6 +452,12 @@ class Committer:
                 self._last_txid = max(self._last_txid, transaction.txid)
 
     def _commit(self, transaction: WriteTransaction) -> None:
+        commit = self._commit_in_memory(transaction)
+        if commit is not None:
+            self._await(commit)
+
+    def _commit_in_memory(self, transaction: WriteTransaction) -> _Commit | None:
+        """Make a transaction's result the tip; returns the commit to wait for, if there is one."""
         try:
             if self._failure is not None:
                 raise self._error()
@@ -470,15 +476,25 @@ class Committer:
             if transaction._open:
                 self._abort(transaction)
             raise
-        durability, txid = transaction._durability, transaction.txid
         if commit is None:
             if tables is None:
+                basis = self._basis(transaction)
                 self._abort(transaction)  # a transaction that changed nothing commits nothing
-                return
+                return basis  # but what it saw, and its caller may tell, is perhaps not durable yet
             commit = self._checkpoint_commit(transaction, tables)
-        if durability == NONE and self._publish_unflushed(commit):
-            return
-        wanted = OS if durability == NONE else durability
+        if commit.durability == NONE and self._publish_unflushed(commit):
+            return None
+        return commit
+
+    def _basis(self, transaction: WriteTransaction) -> _Commit | None:
+        """The commit that a transaction began on, if readers cannot see it yet."""
+        with self._state:
+            return next((commit for commit in self._unpublished if commit.snapshot is transaction._base), None)
+
+    def _await(self, commit: _Commit) -> None:
+        """Wait until a commit is as durable as was asked for; bring that about if nobody else does."""
+        txid = commit.snapshot.txid
+        wanted = OS if commit.durability == NONE else commit.durability
         try:
             mine = self._flush_lock.take() or self._flush_lock.wait(
                 lambda: commit.error is not None or self._reached(wanted) >= txid
@@ -679,9 +695,9 @@ class Committer:
 
     def _flush_locked(self, txid: int, durability: str, *, clean: bool = False) -> None:
         """Bring the disk as far as commit `txid`. The caller has the flush lock."""
-        self._check_usable()
         mark = clean and self._flush_count and not self._clean
         while (behind := self._reached(durability) < txid) or mark:
+            self._check_usable()
             if not self._log.epoch:
                 self._write_checkpoint(clean=clean)
                 mark = False

@@ -627,7 +627,10 @@ class WorkingTree:
         if self.touched is None:
             return list(overlay.items())
         before = base.overlay.changes if base.overlay is not None else {}
-        return [(key, overlay.get(key)) for key in self.touched if key in overlay or key in before]
+        nothing = object()  # what was undone is what it was; a delete of what the log alone knew is in neither
+        return [
+            (key, overlay.get(key)) for key in self.touched if overlay.get(key, nothing) is not before.get(key, nothing)
+        ]
 
     def replace_content(self, root: int, count: int, rows: RowCache | None = None) -> None:
         """Stand at another root, with nothing on top. The old overlay is left as it is, for an undo."""

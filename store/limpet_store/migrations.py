@@ -76,7 +76,6 @@ def prepare(
     for table in TABLES:
         if table.name in missing:
             work.engine.create(table)
-            work.changed = True
     if found != target:
         work.put(STORE, SCHEMA_KEY, {"version": target}, work.get(STORE, SCHEMA_KEY))
 

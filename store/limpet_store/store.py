@@ -178,15 +178,15 @@ class Store(Families[Direct]):
 
     @contextlib.contextmanager
     def writing(self, *, durability: str | None = None, timeout: float | None = None) -> Iterator[Work]:
-        """A write transaction without the families on it: committed if something changed, aborted if not."""
+        """A write transaction without the families on it; if nothing has changed, there is no commit.
+
+        Even so, what was seen in it is told to nobody before it is durable: the engine waits for what it began on.
+        """
         engine = self._database.write(durability=durability, timeout=timeout)
         work = Work(engine, self._context, writable=True)
         try:
             yield work
-            if work.changed:
-                engine.commit()
-            else:
-                engine.abort()
+            engine.commit()
         except BaseException:
             with contextlib.suppress(limpet.ClosedError):  # a commit that failed has ended it already
                 engine.abort()

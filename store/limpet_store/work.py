@@ -1,9 +1,9 @@
-"""One open transaction as the families see it: rows in and out, their indexes, and whether anything changed.
+"""One open transaction as the families see it: rows in and out, and their indexes.
 
 Rules kept here and nowhere else:
 
   - A row and the index entries that follow from it change together (`put`, `remove`).
-  - Writing what is already there is no change; a transaction without a change is not committed.
+  - Writing what is already there writes nothing; the engine commits no transaction that changed nothing.
   - A row that cannot be decoded stops nobody. A read skips it, logs it once and remembers it; the next write to its
     family moves it, text and all, to the quarantine table. A write that meets one moves it at once.
   - A method that raises leaves no trace, even when the caller goes on and commits (`run`).
@@ -48,14 +48,14 @@ class Context:
 class _Savepoint(AbstractContextManager[None]):
     """The context manager behind `Work.savepoint`; a class, because a generator takes 0.7 us more in every step."""
 
-    __slots__ = ("_changed", "_engine", "_undo_count", "_work")
+    __slots__ = ("_engine", "_undo_count", "_work")
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     def __enter__(self) -> None:
         work = self._work
-        self._changed, self._undo_count = work.changed, len(work._undo)
+        self._undo_count = len(work._undo)
         self._engine = work.engine.savepoint()
         self._engine.__enter__()
 
@@ -71,7 +71,6 @@ class _Savepoint(AbstractContextManager[None]):
             self._take_back()
 
     def _take_back(self) -> None:
-        self._work.changed = self._changed
         self._work._largest.clear()
         self._work.undo(self._undo_count)
 
@@ -79,13 +78,12 @@ class _Savepoint(AbstractContextManager[None]):
 class Work:
     """One engine transaction with the store's rules. Belongs to one thread at a time; ends with its transaction."""
 
-    __slots__ = ("engine", "context", "writable", "changed", "_views", "_undo", "_largest", "_setting_aside")
+    __slots__ = ("engine", "context", "writable", "_views", "_undo", "_largest", "_setting_aside")
 
     def __init__(self, engine: ReadTransaction | WriteTransaction, context: Context, *, writable: bool) -> None:
         self.engine = engine
         self.context = context
         self.writable = writable
-        self.changed = False
         self._views: dict[str, TableView] = {}
         self._undo: list[Callable[[], None]] = []
         self._largest: dict[str, int] = {}  # table -> its largest key, where that was asked for and nothing was removed
@@ -205,7 +203,6 @@ class Work:
                     _discard(entries, before[0])
                 if after is not None:
                     entries[after[0]] = after[1]
-        self.changed = True
         return True
 
     def remove(self, rows: Rows[K, R], key: K, old: R) -> None:
@@ -216,7 +213,6 @@ class Work:
             entry = index.entry(key, old)
             if entry is not None:
                 _discard(self.view(index.table), entry[0])
-        self.changed = True
 
     def next_number(self, rows: Rows[int, Any]) -> int:
         """One more than the largest key of a table with numbers for keys; 1 when it is empty.
@@ -233,8 +229,6 @@ class Work:
         """Delete the rows with start <= key < stop of a table without indexes; returns how many."""
         assert not rows.indexes
         count: int = self.view(rows.table).delete_range(start, stop)
-        if count:
-            self.changed = True
         return count
 
     # --- rows that cannot be decoded ---------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 # ruff: noqa: PT012 - what is done inside a block before an exception leaves it is the subject here
 
+import contextlib
 import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -399,3 +401,52 @@ def test_a_writer_can_begin_while_an_earlier_commit_is_still_being_synced(db: li
         txn.abort()
     thread.join(20)
     assert rows(db) == [0, 1]
+
+
+def test_who_saw_a_commit_on_its_way_to_the_disk_is_let_go_only_when_it_is_there(tmp_path: Path) -> None:
+    """A transaction that changes nothing commits nothing, but what it saw, it would tell.
+
+    "You have sent this already" must not be said of a message that a failing disk takes back.
+    """
+    with limpet.open(tmp_path / "x.limpet") as db:
+        with db.write() as txn:
+            txn[NUMBERS][0] = b"there"
+        with db.write() as txn:
+            txn[NUMBERS][0] = b"the log is in use"
+        reached, go_on = threading.Event(), threading.Event()
+        write_synced = db._file.write_synced
+
+        def slow(offset: int, data: bytes) -> None:
+            reached.set()
+            assert go_on.wait(20)
+            write_synced(offset, data)
+
+        def commit() -> None:
+            with db.write() as txn:
+                txn[NUMBERS][1] = b"on its way"
+
+        seen: list[bytes | None] = []
+        told = threading.Event()
+
+        def look() -> None:
+            with db.write() as txn:
+                seen.append(txn[NUMBERS].get(1))
+                with contextlib.suppress(KeyError), txn.savepoint():
+                    txn[NUMBERS][2] = b"undone"
+                    raise KeyError
+            told.set()
+
+        with mock.patch.object(db._file, "write_synced", slow):
+            threads = [threading.Thread(target=commit), threading.Thread(target=look)]
+            threads[0].start()
+            assert reached.wait(20)
+            threads[1].start()
+            assert not told.wait(0.2)
+            commits = db.stats().commits
+            go_on.set()
+            for thread in threads:
+                thread.join(20)
+        assert told.is_set()
+        assert seen == [b"on its way"]
+        assert db.stats().commits == commits
+        assert db.stats().durable_txid == db.stats().txid
