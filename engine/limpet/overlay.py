@@ -376,21 +376,30 @@ class WorkingTree:
         self._unasked = 0  # keys that came since somebody asked for their order
         self.base = info  # what the transaction began with
         self.above: Overlay | None = None  # what was on top of the root before; `overlay` includes it
-        self.overlay: dict[bytes, bytes | None] = {}
+        self.overlay: dict[bytes, bytes | None]
         self.touched: set[bytes] | None = None  # keys set or deleted; None: those of the overlay
         self.delta = 0
         self.unresolved: set[bytes] = set()
-        self.codecs: tuple[KeyCodec, Codec] | None = None
-        self.tree_id = self.root = self.count = 0
-        self.rows: RowCache | None = None
-        if info is not None:
-            self.tree_id, self.root, self.count, self.rows = info.tree_id, info.root, info.root_count, info.rows
-            self.codecs = (info.key, info.value)
-            if info.overlay is not None:
-                self.above, self.overlay = info.overlay, info.overlay.changes
-                self._shared = self.overlay  # copied by the first change
-                self.touched = set()
-                self.has_large = True  # perhaps; it costs a look when it is wrong
+        self.codecs: tuple[KeyCodec, Codec] | None
+        self.rows: RowCache | None
+        if info is None:
+            self.tree_id = self.root = self.count = 0
+            self.codecs = self.rows = None
+            self.overlay = {}
+            return
+        self.tree_id = info.tree_id
+        self.root = info.root
+        self.count = info.root_count
+        self.rows = info.rows
+        self.codecs = (info.key, info.value)
+        above = info.overlay
+        if above is None:
+            self.overlay = {}
+        else:
+            self.above = above
+            self.overlay = self._shared = above.changes  # copied by the first change
+            self.touched = set()
+            self.has_large = True  # perhaps; it costs a look when it is wrong
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -603,6 +612,7 @@ class WorkingTree:
         """The table as the next snapshot has it; None if there is none. The tree must not be changed after this."""
         if self.codecs is None:
             return None
+        key, value = self.codecs
         overlay = None
         if self.overlay:
             above, count = self.above, None
@@ -610,7 +620,7 @@ class WorkingTree:
             if counted or (not self.unresolved and (above is None or above.entry_count is not None)):
                 count = self.entry_count()
             overlay = Overlay(self.overlay, self._sorted, count, counted=counted)
-        return TableInfo(self.tree_id, self.root, self.count, *self.codecs, overlay, self.rows)
+        return TableInfo(self.tree_id, self.root, self.count, key, value, overlay, self.rows)
 
     def own_changes(self) -> list[tuple[bytes, bytes | None]] | None:
         """What the transaction changed, as (key, value; None: deleted).
