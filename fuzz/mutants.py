@@ -326,7 +326,7 @@ MUTANTS = (
         (
             Change(
                 "limpet.overlay:WorkingTree.own_changes",
-                "if key in overlay or key in before",
+                "if overlay.get(key, nothing) is not before.get(key, nothing)",
                 "if key in overlay",
             ),
         ),
