@@ -37,8 +37,9 @@ class RowCache:
         self.size = 0
 
     def __del__(self) -> None:
-        if self.size:
-            self._gone.append(self.size)
+        size = getattr(self, "size", 0)  # an interrupt may have come before it was there
+        if size:
+            self._gone.append(size)
 
     def missing(self, leaf: Leaf) -> dict[bytes, bytes]:
         """The rows of a leaf that could be in here and are not."""
