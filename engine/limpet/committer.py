@@ -528,18 +528,18 @@ class Committer:
             infos[tree.name] = info
             parts.append(encode_changes(info.tree_id, some))
             count += len(some)
-        encoded = b"".join(parts)
+        encoded = b"".join(parts)  # which costs nothing where there is but one
         with self._state:
-            tip = self._tip
+            tip, log = self._tip, self._log
             if transaction._base is not tip:
                 raise self._built_on_undone()
-            if not self._log.has_room(len(encoded), count, self._header.page_size):
+            if not log.has_room(len(encoded), count, self._page_size):
                 return None
             txid = transaction._txid
             snapshot = Snapshot(txid, {**tip.tables, **infos}, tip.next_tree_id, self._pager)
             commit = _Commit(snapshot, transaction._durability)
             try:
-                self._log.add(txid, encoded, count)
+                log.add(txid, encoded, count)
                 self._unpublished.append(commit)
                 self._last_txid = txid
                 self._tip = snapshot

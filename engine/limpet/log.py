@@ -98,11 +98,13 @@ class Log:
 
     def has_room(self, size: int, change_count: int, page_size: int) -> bool:
         """Whether a commit whose changes take `size` bytes can be logged."""
-        pages = log_record_pages(self.waiting_size + size, page_size)
+        own = pages = log_record_pages(size, page_size)
+        if self.waiting_size:
+            pages = log_record_pages(self.waiting_size + size, page_size)
         return (
             self.used + pages <= self.size
             and self.change_count + change_count <= _MAX_CHANGES
-            and log_record_pages(size, page_size) * _LARGEST_SHARE <= max(self.size, _LARGEST_SHARE)
+            and (own == 1 or own * _LARGEST_SHARE <= self.size)
         )
 
     def add(self, txid: int, changes: bytes, change_count: int) -> None:

@@ -51,6 +51,8 @@ class Turn:
             if self._owner != me:
                 return
             self._owner = None
+            if not self._waiting:
+                return
             for thread, (bell, served) in list(self._waiting.items()):
                 if served():
                     del self._waiting[thread]
