@@ -75,6 +75,11 @@ def get(pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes
         known = rows.rows.get(key)
         if known is not None:
             return known
+    return find(pager, root, tree_id, rows, key)
+
+
+def find(pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes) -> bytes | None:
+    """As `get`, for who has looked among the rows already."""
     if not root:
         return None
     hot = pager.hot

@@ -125,7 +125,8 @@ class Tree(Protocol):
 class SnapshotTree:
     """A tree of a snapshot. Stateless: the transactions on one snapshot share it.
 
-    get  is a function with the tree's place bound to it, made in C: one call less for each look-up
+    get    is a function with the tree's place bound to it, made in C: one call less for each look-up
+    known  is asked first, by whoever asks
     """
 
     __slots__ = (
@@ -158,7 +159,7 @@ class SnapshotTree:
         self.get: Callable[[bytes], bytes | None]
         self.known: Mapping[bytes, bytes | None]
         if self._overlay is None:
-            self.get = partial(btree.get, pager, self._root, self._tree_id, self._rows)
+            self.get = partial(btree.find, pager, self._root, self._tree_id, self._rows)
             self.known = NOTHING_KNOWN if self._rows is None else self._rows.rows
         else:
             self.get = partial(_get_above, self._overlay.changes, pager, self._root, self._tree_id, self._rows)
@@ -166,7 +167,7 @@ class SnapshotTree:
 
     def has(self, key: bytes) -> bool:
         try:
-            return self.get(key) is not None
+            return key in self.known or self.get(key) is not None
         except CorruptError as error:
             raise named(error, self.name) from None
 
