@@ -56,7 +56,7 @@ Changes = dict[bytes, bytes | None]  # None: delete
 _THIN = 4  # a node that shrank below 1/4 of its page is joined with a neighbour
 _CACHED_SCAN = 8  # leaves of one scan that may push others out of the cache; the rest only fill its free room
 _KEPT_AFTER = 2  # look-ups in a leaf; one that is repeated will be again
-_CACHED_SEAL = 2500  # nodes of one commit that enter the cache: those of a checkpoint do, those of a bulk load do not
+_CACHED_SEAL = 2500  # nodes of one tree in one commit that enter the cache: nearly every checkpoint's, no bulk load's
 _BATCH = 500  # entries of a bulk load that are made into leaves at a time
 _RUN_TAIL = 2  # bytes at the end of a key that may differ within a run
 

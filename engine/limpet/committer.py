@@ -459,8 +459,7 @@ class Committer:
     def _commit_in_memory(self, transaction: WriteTransaction) -> _Commit | None:
         """Make a transaction's result the tip; returns the commit to wait for, if there is one."""
         try:
-            if self._failure is not None:
-                raise self._error()
+            self._check_usable()
             if transaction._savepoints:
                 raise RuntimeError("a savepoint is still open; leave its `with` block before the commit")
             if transaction._base is not self._tip:

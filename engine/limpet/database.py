@@ -206,8 +206,7 @@ class Database(Committer):
             _check_durability(durability)
         if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
             raise ValueError(f"timeout has to be 0 or more seconds, and None for no limit, not {timeout}")
-        if self._failure is not None:
-            raise self._error()
+        self._check_usable()
         if self._read_only:
             raise ReadOnlyError(f"{self._path} was opened read-only")
         me = threading.get_ident()
@@ -221,8 +220,7 @@ class Database(Committer):
             raise BusyError(f"another thread's write transaction did not end within {timeout:g} s")
         transaction: WriteTransaction | None = None
         try:
-            if self._failure is not None:
-                raise self._error()
+            self._check_usable()
             self._writer_thread = me
             if self._space is None:
                 with self._state:

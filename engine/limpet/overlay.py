@@ -107,7 +107,7 @@ class Tree(Protocol):
     version: int  # changes whenever the content does
     codecs: tuple[KeyCodec, Codec] | None  # None: the table does not exist
     max_key_size: int
-    known: Mapping[bytes, bytes | None]
+    known: Mapping[bytes, bytes]
 
     def get(self, key: bytes) -> bytes | None: ...
     def has(self, key: bytes) -> bool: ...
@@ -157,7 +157,7 @@ class SnapshotTree:
             self.codecs = (info.key, info.value)
             self._overlay, self._rows = info.overlay, info.rows
         self.get: Callable[[bytes], bytes | None]
-        self.known: Mapping[bytes, bytes | None]
+        self.known: Mapping[bytes, bytes]
         if self._overlay is None:
             self.get = partial(btree.find, pager, self._root, self._tree_id, self._rows)
             self.known = NOTHING_KNOWN if self._rows is None else self._rows.rows
@@ -219,7 +219,7 @@ class SnapshotTree:
         raise ReadOnlyError(f"table {self.name!r} was opened for reading; change it inside `with db.write() as txn:`")
 
 
-NOTHING_KNOWN: Mapping[bytes, bytes | None] = MappingProxyType({})
+NOTHING_KNOWN: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 def _get_above(

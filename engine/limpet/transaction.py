@@ -75,7 +75,7 @@ class Snapshot:
         return found
 
 
-new_view = TableView.__new__
+_new_view = TableView.__new__
 
 
 class ReadTransaction:
@@ -107,7 +107,7 @@ class ReadTransaction:
             return other
         snapshot = self._snapshot
         definition, tree = snapshot.trees.get(table) or snapshot.tree(table)
-        new = new_view(TableView)  # and no __init__, as above
+        new = _new_view(TableView)  # and no __init__, as above
         new._table = definition
         new._tree = tree
         new._met = tree.codecs
@@ -276,8 +276,7 @@ class WriteTransaction:
             if tree is None:
                 tree = self._tree(name)
             definition.check(tree.codecs)
-            view = self._views[table] = new_view(TableView)  # and no __init__, as in a ReadTransaction
-            view._table, view._tree, view._met, view._known = definition, tree, tree.codecs, NOTHING_KNOWN
+            view = self._views[table] = TableView(definition, tree)
         return view
 
     def table(self, table: Table | str) -> TableView:
