@@ -296,7 +296,7 @@ MUTANTS = (
     Mutant(
         "a full log is written beyond its end",
         ("F1", "F2"),
-        (Change("limpet.log:Log.has_room", "self.used + pages <= self.size", "True"),),
+        (Change("limpet.log:Log.add", "self.used + pages > self.size", "False"),),
     ),
     Mutant(
         "the copy of the newest meta is written over it",
@@ -326,7 +326,7 @@ MUTANTS = (
         (
             Change(
                 "limpet.overlay:WorkingTree.own_changes",
-                "if overlay.get(key, nothing) is not before.get(key, nothing)",
+                "if before.get(key, _NOTHING) is not value",
                 "if key in overlay",
             ),
         ),

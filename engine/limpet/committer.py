@@ -72,6 +72,7 @@ from .format import (
     max_key_size,
     ref_checksum,
     ref_pgno,
+    seal_page,
 )
 from .free_space import FreeSpace, MapBefore, Pending, load_map
 from .log import Log, Replay, decode_changes, encode_changes, encode_record, region_size
@@ -193,6 +194,8 @@ class Committer:
             raise choice.problem or CorruptError("no commit can be read")
         if not choice.clean:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
+        if not self._read_only:
+            file.cache_singly(meta.log_start * header.page_size, meta.log_size * header.page_size)
         tables = load_tables(pager, meta)
         self._header = header
         self._page_size = header.page_size
@@ -307,9 +310,6 @@ class Committer:
             )
             self._published = None
             _log.error("%s", self._failure)
-
-    def _begin(self, durability: str) -> WriteTransaction:
-        return WriteTransaction(self, self._tip, self._last_txid + 1, durability)
 
     def new_nonce(self) -> int:
         """The random part of a stamp. Not for users."""
@@ -443,12 +443,15 @@ class Committer:
 
     def _discard(self, transaction: WriteTransaction) -> None:
         """Take back the pages of a transaction that does not commit."""
+        work = transaction._pages
+        if work is None:
+            return
         with self._state:
-            for allocated in transaction._allocated:
+            for allocated in work.allocated:
                 self._pager.release(allocated)
                 if self._space is not None:
                     self._space.give_back(allocated)
-            if transaction._spilled:
+            if work.spilled:
                 self._last_txid = max(self._last_txid, transaction.txid)
 
     def _commit(self, transaction: WriteTransaction) -> None:
@@ -459,8 +462,9 @@ class Committer:
     def _commit_in_memory(self, transaction: WriteTransaction) -> _Commit | None:
         """Make a transaction's result the tip; returns the commit to wait for, if there is one."""
         try:
-            self._check_usable()
-            if transaction._savepoints:
+            if self._failure is not None:
+                raise self._error()
+            if transaction._savepoint is not None:
                 raise RuntimeError("a savepoint is still open; leave its `with` block before the commit")
             if transaction._base is not self._tip:
                 raise self._built_on_undone()
@@ -495,50 +499,51 @@ class Committer:
         txid = commit.snapshot.txid
         wanted = OS if commit.durability == NONE else commit.durability
         try:
-            mine = self._flush_lock.take() or self._flush_lock.wait(
-                lambda: commit.error is not None or self._reached(wanted) >= txid
-            )
-            if mine and commit.error is None:
+            if (self._flush_lock.take() or self._wait_for(commit, wanted)) and commit.error is None:
                 self._flush_locked(txid, wanted)
         finally:
             self._flush_lock.release()
         if commit.error is not None:
             raise commit.error
 
+    def _wait_for(self, commit: _Commit, wanted: str) -> bool:
+        """Take the turn to flush, or return False once somebody else has done what the commit waits for."""
+        return self._flush_lock.wait(
+            lambda: commit.error is not None or self._reached(wanted) >= commit.snapshot.txid
+        )
+
     def _apply(self, transaction: WriteTransaction) -> dict[str, TableInfo] | None:
         """Turn everything that is not in the trees into pages; returns the tables, None if nothing has changed."""
         transaction._apply_snapshot()
         tables = self._tables_after(transaction)
         with self._state:
-            own = transaction._allocated[0]
-            self._loaded_space().check_used([pgno for pgno in transaction._freed if pgno not in own])
+            work = transaction._page_work()
+            self._loaded_space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
         return tables
 
     def _log_commit(
         self, transaction: WriteTransaction, changes: list[tuple[WorkingTree, list[tuple[bytes, bytes | None]]]]
     ) -> _Commit | None:
         """Make a transaction's result the tip, to be recorded in the log; None if the log has no room for it."""
-        parts: list[bytes] = []
         infos: dict[str, TableInfo] = {}
+        encoded = b""
         count = 0
         for tree, some in changes:
             info = tree.info()
             assert info is not None
             infos[tree.name] = info
-            parts.append(encode_changes(info.tree_id, some))
+            encoded += encode_changes(info.tree_id, some)
             count += len(some)
-        encoded = b"".join(parts)  # which costs nothing where there is but one
         with self._state:
-            tip, log = self._tip, self._log
+            tip = self._tip
             if transaction._base is not tip:
                 raise self._built_on_undone()
-            if not log.has_room(len(encoded), count, self._page_size):
-                return None
             txid = transaction._txid
             snapshot = Snapshot(txid, {**tip.tables, **infos}, tip.next_tree_id, self._pager)
             commit = _Commit(snapshot, transaction._durability)
             try:
-                log.add(txid, encoded, count)
+                if not self._log.add(txid, encoded, count, self._page_size):
+                    return None
                 self._unpublished.append(commit)
                 self._last_txid = txid
                 self._tip = snapshot
@@ -579,7 +584,7 @@ class Committer:
         transaction: WriteTransaction | None = None
         try:
             if not self._log.is_empty:
-                transaction = self._begin(SYNC)
+                transaction = WriteTransaction(self, self._tip, self._last_txid + 1, SYNC)
                 tables = self._apply(transaction)
                 if tables is not None:
                     with self._state:
@@ -624,14 +629,15 @@ class Committer:
         space = self._loaded_space()
         txid = transaction._txid
         # From here on the pages are the commit's: whatever happens to the transaction, it gives none back.
-        (allocated,), transaction._allocated = transaction._allocated, [set()]
-        own = allocated.intersection(transaction._freed)
+        work, transaction._pages = transaction._page_work(), None
+        (allocated,) = work.allocated
+        own = allocated.intersection(work.freed)
         if own:
             allocated -= own
-            transaction._pages -= own
+            work.held -= own
             self._pager.release(own)
             space.give_back(own)
-        freed = [pgno for pgno in transaction._freed if pgno not in own]
+        freed = [pgno for pgno in work.freed if pgno not in own]
         young = [pgno for pgno in freed if pgno in self._young]
         if young:
             freed = [pgno for pgno in freed if pgno not in self._young]
@@ -639,8 +645,8 @@ class Committer:
         superseded = [pgno for pgno in young if pgno in self._unwritten]
         superseded += [pgno for pgno in freed if pgno in self._unwritten]
         self._unwritten.difference_update(superseded)
-        self._unwritten |= transaction._pages
-        self._unwritten_size += self._held_size(transaction._pages) - self._held_size(superseded)
+        self._unwritten |= work.held
+        self._unwritten_size += self._held_size(work.held) - self._held_size(superseded)
         self._young.difference_update(young)
         self._young |= allocated
         self._nonce = transaction.stamp >> 48
@@ -649,10 +655,10 @@ class Committer:
         self._dirty_tables.update(name for name, tree in transaction._trees.items() if tree.changed)
         checkpoint = _Checkpoint(
             list(allocated),
-            transaction._pages,
+            work.held,
             superseded,
             pending,
-            transaction._stale,
+            work.stale,
             self._log,
             self._checkpoint,
         )
@@ -694,14 +700,16 @@ class Committer:
 
     def _flush_locked(self, txid: int, durability: str, *, clean: bool = False) -> None:
         """Bring the disk as far as commit `txid`. The caller has the flush lock."""
+        sync = durability == SYNC
         mark = clean and self._flush_count and not self._clean
-        while (behind := self._reached(durability) < txid) or mark:
-            self._check_usable()
+        while (behind := (self._durable_txid if sync else self._written_txid) < txid) or mark:
+            if self._failure is not None:
+                raise self._error()
             if not self._log.epoch:
                 self._write_checkpoint(clean=clean)
                 mark = False
             elif behind:
-                self._write_record(sync=durability == SYNC)
+                self._write_record(sync=sync)
             else:
                 self._write_mark()
                 mark = False
@@ -724,10 +732,10 @@ class Committer:
                 pgno = log.start + log.used
                 if log.waiting:
                     changes, taken = log.take(page_size)
-                    stamp = make_stamp(tip.txid, self.new_nonce())
+                    stamp = make_stamp(tip.txid, self._nonces.getrandbits(16))
                     durable = self._durable_txid
                     body = encode_record(changes, pgno, stamp, log.epoch, previous, durable, now_us(), page_size)
-                    ref, page = self._pager.seal(body, pgno)
+                    ref, page = seal_page(body, pgno, self._pager.checksum, self._pager.seed)
                     previous = ref_checksum(ref)
                 if sync and not log.doubled:
                     copy = replace(self._meta(), clean=False)
@@ -795,7 +803,7 @@ class Committer:
 
     def _write_checkpoint(self, *, clean: bool) -> None:
         """Pages, sync, meta, sync: the state whose changes are all in the trees becomes the one on disk."""
-        work = _Flush()
+        work, before = _Flush(), self._meta()
         try:
             with self._state:
                 meta = self._prepare(work, clean)
@@ -814,6 +822,8 @@ class Committer:
         except BaseException as error:
             self._poison(error)
             raise
+        if meta.log_start != before.log_start:
+            self._file.cache_singly(meta.log_start * self._page_size, meta.log_size * self._page_size)
 
     def _write_mark(self) -> None:
         """The newest checkpoint once more, marked as closed cleanly: only a meta is written, so both say the same.

@@ -202,11 +202,14 @@ class Database(Committer):
         raises      BusyError; ReadOnlyError; ClosedError, PoisonedError; CorruptError if the map of
                     free space is damaged (reading still works then)
         """
-        if durability is not None:
+        if durability is None:
+            durability = self._durability
+        else:
             _check_durability(durability)
         if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
             raise ValueError(f"timeout has to be 0 or more seconds, and None for no limit, not {timeout}")
-        self._check_usable()
+        if self._failure is not None:
+            raise self._error()
         if self._read_only:
             raise ReadOnlyError(f"{self._path} was opened read-only")
         me = threading.get_ident()
@@ -216,16 +219,19 @@ class Database(Committer):
                 raise BusyError(
                     "this thread has a write transaction open already; end it, or use a savepoint inside it"
                 )
-        if not self._writer.acquire(True, -1 if timeout is None else timeout):
+        if timeout is None:
+            self._writer.acquire()
+        elif not self._writer.acquire(True, timeout):
             raise BusyError(f"another thread's write transaction did not end within {timeout:g} s")
         transaction: WriteTransaction | None = None
         try:
-            self._check_usable()
+            if self._failure is not None:  # while it waited
+                raise self._error()
             self._writer_thread = me
             if self._space is None:
                 with self._state:
                     self._loaded_space()
-            transaction = self._begin(durability or self._durability)
+            transaction = WriteTransaction(self, self._tip, self._last_txid + 1, durability)
             self._transaction = weakref.ref(transaction)
             return transaction
         except BaseException:

@@ -22,6 +22,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -103,6 +104,10 @@ class File(ABC):
         size     bytes from the beginning of the file; 0: all of it
         returns  whether the cache is known to be empty now
         """
+
+    def cache_singly(self, offset: int, size: int) -> None:
+        """A hint: this stretch, which is on the disk, will be written page by page from now on."""
+        return
 
     @abstractmethod
     def try_lock(self, *, exclusive: bool) -> bool:
@@ -302,8 +307,9 @@ class OSFile(File):
         if not _HAS_SYNCED_WRITE:
             super().write_synced(offset, data)
             return
+        descriptor = self._descriptor if self._descriptor >= 0 else self._checked()
         try:
-            written = os.pwritev(self._checked(), [data], offset, os.RWF_DSYNC)
+            written = os.pwritev(descriptor, [data], offset, os.RWF_DSYNC)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise self._named(error) from error
@@ -355,11 +361,25 @@ class OSFile(File):
         try:
             if self._writable:
                 _sync_data(descriptor)  # dirty pages are not dropped, and they are the newest truth
-            whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE  # a page of the system that is dropped in part is not
+            whole = -(-size // _LARGEST_CACHE_UNIT) * _LARGEST_CACHE_UNIT  # a unit that is dropped in part is not
             os.posix_fadvise(descriptor, 0, whole, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise self._named(error) from error
         return _is_evicted(descriptor, min(size or _HEAD_SIZE, self.size()))
+
+    def cache_singly(self, offset: int, size: int) -> None:
+        """Let go of what the system's cache has of the stretch; then each page gets a place of its own there.
+
+        Newer Linux caches what is written or read at once in units of up to 2 MiB, and looks through the whole unit
+        to write one page of it: a commit took 140 us instead of 120 (`benchmarks media`).
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        start = offset // _LARGEST_CACHE_UNIT * _LARGEST_CACHE_UNIT  # a unit that is dropped in part is not
+        stop = -(-(offset + size) // _LARGEST_CACHE_UNIT) * _LARGEST_CACHE_UNIT
+        self._map = None  # a mapped page stays cached
+        with contextlib.suppress(OSError):  # it was but a hint
+            os.posix_fadvise(self._checked(), start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def try_lock(self, *, exclusive: bool) -> bool:
         try:
@@ -604,6 +624,7 @@ _HAS_SYNCED_WRITE = hasattr(os, "pwritev") and hasattr(os, "RWF_DSYNC")
 
 
 _HEAD_SIZE = 4 * 65536  # bytes: the metas are in here, whatever the page size
+_LARGEST_CACHE_UNIT = 2 << 20  # bytes: a huge page, which Linux's largest folios are
 
 
 def _is_evicted(descriptor: int, size: int) -> bool:

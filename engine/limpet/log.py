@@ -95,22 +95,23 @@ class Log:
         """Whether nothing was committed since the checkpoint."""
         return not self.used and not self.waiting
 
-    def has_room(self, size: int, change_count: int, page_size: int) -> bool:
-        """Whether a commit whose changes take `size` bytes can be logged."""
-        own = pages = log_record_pages(size, page_size)
-        if self.waiting_size:
-            pages = log_record_pages(self.waiting_size + size, page_size)
-        return (
-            self.used + pages <= self.size
-            and self.change_count + change_count <= _MAX_CHANGES
-            and (own == 1 or own * _LARGEST_SHARE <= self.size)
-        )
-
-    def add(self, txid: int, changes: bytes, change_count: int) -> None:
-        """Let a commit wait for the next record."""
+    def add(self, txid: int, changes: bytes, change_count: int, page_size: int) -> bool:
+        """Let a commit wait for the next record; False if the log has no room for it."""
+        size = len(changes)
+        waiting = self.waiting_size + size
+        pages = own = log_record_pages(waiting, page_size)
+        if waiting != size:
+            own = log_record_pages(size, page_size)
+        if (
+            self.used + pages > self.size
+            or self.change_count + change_count > _MAX_CHANGES
+            or (own > 1 and own * _LARGEST_SHARE > self.size)
+        ):
+            return False
         self.waiting.append((txid, changes))
-        self.waiting_size += len(changes)
+        self.waiting_size = waiting
         self.change_count += change_count
+        return True
 
     def take(self, page_size: int) -> tuple[bytes, list[tuple[int, bytes]]]:
         """The changes of all that wait, for a record whose pages are taken with them; and what `put_back` needs."""

@@ -42,23 +42,23 @@ class Overlay:
     entry_count  entries of the tree with the changes, None as long as nobody has asked: it takes a look-up in the tree
                  for each change
     counted      whether somebody has; then later commits to the table keep the number up to date
+    sorted       the keys in order, None as long as nobody has asked
     """
 
-    __slots__ = ("_keys", "changes", "counted", "entry_count")
+    __slots__ = ("changes", "counted", "entry_count", "sorted")
 
     def __init__(
         self,
         changes: dict[bytes, bytes | None],
         keys: list[bytes] | None = None,
         entry_count: int | None = None,
-        *,
         counted: bool = False,
     ) -> None:
         """From now on they belong to the overlay. keys: those of `changes` in order, if they are known."""
         self.changes = changes
         self.entry_count = entry_count
         self.counted = counted
-        self._keys = keys
+        self.sorted = keys
 
     def count(self, root_count: int, is_below: Callable[[bytes], bool]) -> int:
         """The entries of a tree of `root_count` with the changes on top."""
@@ -70,13 +70,9 @@ class Overlay:
 
     def keys(self) -> list[bytes]:
         """The keys in order; not to be changed."""
-        if self._keys is None:
-            self._keys = sorted(self.changes)
-        return self._keys
-
-    def known_keys(self) -> list[bytes] | None:
-        """A copy of the keys in order, if anybody has asked for that."""
-        return None if self._keys is None else self._keys.copy()
+        if self.sorted is None:
+            self.sorted = sorted(self.changes)
+        return self.sorted
 
 
 class TableInfo(NamedTuple):
@@ -89,10 +85,19 @@ class TableInfo(NamedTuple):
     tree_id: int
     root: int
     root_count: int
-    key: KeyCodec
-    value: Codec
+    codecs: tuple[KeyCodec, Codec]
     overlay: Overlay | None = None
     rows: RowCache | None = None
+
+    @property
+    def key(self) -> KeyCodec:
+        """The codec of the keys."""
+        return self.codecs[0]
+
+    @property
+    def value(self) -> Codec:
+        """The codec of the values."""
+        return self.codecs[1]
 
 
 class Tree(Protocol):
@@ -154,7 +159,7 @@ class SnapshotTree:
         self._rows: RowCache | None = None
         if info is not None:
             self._tree_id, self._root, self._count = info.tree_id, info.root, info.root_count
-            self.codecs = (info.key, info.value)
+            self.codecs = info.codecs
             self._overlay, self._rows = info.overlay, info.rows
         self.get: Callable[[bytes], bytes | None]
         self.known: Mapping[bytes, bytes]
@@ -218,6 +223,8 @@ class SnapshotTree:
     def _refuse(self) -> NoReturn:
         raise ReadOnlyError(f"table {self.name!r} was opened for reading; change it inside `with db.write() as txn:`")
 
+
+_NOTHING = object()  # what a dict without the key has for it
 
 NOTHING_KNOWN: Mapping[bytes, bytes] = MappingProxyType({})
 
@@ -308,6 +315,7 @@ class WorkingState(NamedTuple):
     rows: RowCache | None
     above: Overlay | None
     overlay: dict[bytes, bytes | None]
+    own: dict[bytes, bytes | None] | None
     delta: int
     unresolved: set[bytes]
 
@@ -352,9 +360,9 @@ class WorkingTree:
         "max_key_size",
         "name",
         "overlay",
+        "own",
         "root",
         "rows",
-        "touched",
         "tree_id",
         "unresolved",
         "version",
@@ -378,7 +386,7 @@ class WorkingTree:
         self.base = info  # what the transaction began with
         self.above: Overlay | None = None  # what was on top of the root before; `overlay` includes it
         self.overlay: dict[bytes, bytes | None]
-        self.touched: set[bytes] | None = None  # keys set or deleted; None: those of the overlay
+        self.own: dict[bytes, bytes | None] | None = None  # what the transaction changed of it; None: all that is in it
         self.delta = 0
         self.unresolved: set[bytes] = set()
         self.codecs: tuple[KeyCodec, Codec] | None
@@ -392,14 +400,14 @@ class WorkingTree:
         self.root = info.root
         self.count = info.root_count
         self.rows = info.rows
-        self.codecs = (info.key, info.value)
+        self.codecs = info.codecs
         above = info.overlay
         if above is None:
             self.overlay = {}
         else:
             self.above = above
             self.overlay = self._shared = above.changes  # copied by the first change
-            self.touched = set()
+            self.own = {}
             self.has_large = True  # perhaps; it costs a look when it is wrong
 
     # -- reading ---------------------------------------------------------------------------------
@@ -448,11 +456,12 @@ class WorkingTree:
 
     def _own_overlay(self) -> dict[bytes, bytes | None]:
         """The overlay, which is the snapshot's until the first change."""
-        assert self.base is not None
-        assert self.base.overlay is not None
-        self._sorted = self.base.overlay.known_keys()
-        self.overlay = self.overlay.copy()
-        return self.overlay
+        above = self.above
+        assert above is not None
+        if above.sorted is not None:
+            self._sorted = above.sorted.copy()
+        overlay = self.overlay = self.overlay.copy()
+        return overlay
 
     def _keep_sorted(self, key: bytes) -> None:
         """A key came into the overlay. Sorting all keys anew for each look at their order would be quadratic."""
@@ -484,10 +493,11 @@ class WorkingTree:
 
     def set(self, key: bytes, value: bytes) -> None:
         overlay = self.overlay
-        if self.touched is not None:
+        own = self.own
+        if own is not None:
             if overlay is self._shared:
                 overlay = self._own_overlay()
-            self.touched.add(key)
+            own[key] = value
         undo = self._owner.undo
         if undo is not None:
             undo.append((self._undo_key, (key, key in overlay, overlay.get(key), self.delta, key in self.unresolved)))
@@ -522,10 +532,10 @@ class WorkingTree:
                 self.set(key, value)
             return
         overlay = self.overlay
-        if self.touched is not None:
+        if self.own is not None:
             if overlay is self._shared:
                 overlay = self._own_overlay()
-            self.touched.update(keys)
+            self.own.update(zip(keys, values, strict=True))
         if self.root:
             added = {key for key in keys if key not in overlay}
             self.unresolved |= added
@@ -558,10 +568,14 @@ class WorkingTree:
             below = True
         else:
             return False
-        if self.touched is not None:
+        own = self.own
+        if own is not None:
             if overlay is self._shared:
                 overlay = self._own_overlay()
-            self.touched.add(key)
+            if below or key in self._before():
+                own[key] = None
+            else:
+                own.pop(key, None)
         undo = self._owner.undo
         if undo is not None:
             undo.append((self._undo_key, (key, key in overlay, overlay.get(key), self.delta, key in self.unresolved)))
@@ -599,8 +613,8 @@ class WorkingTree:
         if self.codecs is None or not (self.root or self.overlay):
             return
         self._remember_state()
-        if self.touched is not None:
-            self.touched.update(self.overlay)
+        if self.own is not None:
+            self.own = dict.fromkeys(self._before())  # another dict: an undo goes back to the one that was
         if self.root:
             try:
                 self._owner.free_tree(self.root, self.tree_id)
@@ -613,35 +627,36 @@ class WorkingTree:
         """The table as the next snapshot has it; None if there is none. The tree must not be changed after this."""
         if self.codecs is None:
             return None
-        key, value = self.codecs
         overlay = None
         if self.overlay:
             above, count = self.above, None
             counted = above is not None and above.counted
             if counted or (not self.unresolved and (above is None or above.entry_count is not None)):
                 count = self.entry_count()
-            overlay = Overlay(self.overlay, self._sorted, count, counted=counted)
-        return TableInfo(self.tree_id, self.root, self.count, key, value, overlay, self.rows)
+            overlay = Overlay(self.overlay, self._sorted, count, counted)
+        return TableInfo(self.tree_id, self.root, self.count, self.codecs, overlay, self.rows)
 
     def own_changes(self) -> list[tuple[bytes, bytes | None]] | None:
         """What the transaction changed, as (key, value; None: deleted).
 
         returns  None if it did more than to change entries of a table that was there before
         """
-        base, overlay = self.base, self.overlay
+        base = self.base
         if base is None and self.codecs is None:
             return []
-        if base is None or (self.tree_id, self.root, self.count) != (base.tree_id, base.root, base.root_count):
+        if base is None or self.root != base.root or self.tree_id != base.tree_id or self.count != base.root_count:
             return None
         if self.codecs is None:
             return None
-        if self.touched is None:
-            return list(overlay.items())
-        before = base.overlay.changes if base.overlay is not None else {}
-        nothing = object()  # what was undone is what it was; a delete of what the log alone knew is in neither
-        return [
-            (key, overlay.get(key)) for key in self.touched if overlay.get(key, nothing) is not before.get(key, nothing)
-        ]
+        if self.own is None:
+            return list(self.overlay.items())
+        before = self._before()
+        return [(key, value) for key, value in self.own.items() if before.get(key, _NOTHING) is not value]
+
+    def _before(self) -> dict[bytes, bytes | None]:
+        """The overlay that the transaction began with."""
+        base = self.base
+        return {} if base is None or base.overlay is None else base.overlay.changes
 
     def replace_content(self, root: int, count: int, rows: RowCache | None = None) -> None:
         """Stand at another root, with nothing on top. The old overlay is left as it is, for an undo."""
@@ -660,6 +675,7 @@ class WorkingTree:
             self.rows,
             self.above,
             self.overlay,
+            self.own,
             self.delta,
             self.unresolved,
         )
@@ -674,6 +690,7 @@ class WorkingTree:
             self.rows,
             self.above,
             self.overlay,
+            self.own,
             self.delta,
             self.unresolved,
         ) = state
@@ -689,10 +706,12 @@ class WorkingTree:
         self.delta, self.unresolved = delta, set(unresolved)
 
     def _undo_key(self, key: bytes, was_there: bool, value: bytes | None, delta: int, was_unresolved: bool) -> None:
+        own = {} if self.own is None else self.own
         if was_there:
-            self.overlay[key] = value
+            self.overlay[key] = own[key] = value
         else:
             self.overlay.pop(key, None)
+            own.pop(key, None)
         self.delta = delta
         if was_unresolved:
             self.unresolved.add(key)

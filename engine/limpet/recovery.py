@@ -163,8 +163,7 @@ def load_tables(pager: Pager, meta: Meta) -> dict[str, TableInfo]:
                     entry.tree_id,
                     entry.root,
                     entry.entry_count,
-                    key_codec(entry.key_shape, entry.key_codecs, name),
-                    value_codec(entry.value_codec, name),
+                    (key_codec(entry.key_shape, entry.key_codecs, name), value_codec(entry.value_codec, name)),
                     rows=pager.row_cache(),
                 )
     if len(tables) != meta.table_count:

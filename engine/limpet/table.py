@@ -31,8 +31,8 @@ class Table:
     """
 
     __slots__ = (
-        "_codecs",
         "_raw",
+        "codecs",
         "decode_key",
         "decode_value",
         "encode_bound",
@@ -61,18 +61,13 @@ class Table:
         self.encode_value, self.decode_value = value.encode_value, value.decode_value
         self.plain_key = key is BYTES  # nothing to encode: saves a call of 0.1 us, twice an entry
         self.plain_value = value is BYTES
-        self._codecs = (self.key, value)
+        self.codecs: tuple[KeyCodec, Codec] = self.key, value  # as the catalogue records them
         self._raw = raw
-
-    @property
-    def codecs(self) -> tuple[KeyCodec, Codec]:
-        """(key codec, value codec), as the catalogue records them."""
-        return self._codecs
 
     def check(self, recorded: tuple[KeyCodec, Codec] | None) -> None:
         """TableTypeError if the file records other codecs for the table; None: it does not exist yet."""
-        if recorded is not None and recorded != self._codecs and not self._raw:
-            raise mismatch(self.name, recorded, self._codecs)
+        if recorded is not None and recorded != self.codecs and not self._raw:
+            raise mismatch(self.name, recorded, self.codecs)
 
     def __repr__(self) -> str:
         return f"Table({self.name!r}, key={describe(self.key)}, value={self.value.name})"

@@ -6,7 +6,7 @@
 
 States of a write transaction, and what may be trusted in each:
 
-    open       trees hold roots and overlays; `_allocated` lists every page taken from free space
+    open       trees hold roots and overlays; `_pages` lists every page taken from free space
     ended      committed or aborted; its tables answer with ClosedError; the writer is released
 
 An overlay that has grown past its share of memory is applied early: its pages get places in free
@@ -199,6 +199,26 @@ class ReadTransaction:
             )
 
 
+class PageWork:
+    """What a transaction has done to the pages of the file. Most do nothing: they end in the log.
+
+    allocated   pages taken from free space, one set for each savepoint that is open and the first for none
+    held        first page numbers of new pages that are still to be written
+    freed       pages of the base that are not needed any more
+    stale       references of nodes that the new trees do not use
+    spilled     whether some of the new pages were written already
+    """
+
+    __slots__ = ("allocated", "freed", "held", "spilled", "stale")
+
+    def __init__(self) -> None:
+        self.allocated: list[set[int]] = [set()]
+        self.held: set[int] = set()
+        self.freed: list[int] = []
+        self.stale: list[int] = []
+        self.spilled = False
+
+
 class WriteTransaction:
     """The changes that will be the next commit. Commits when the `with` block ends, aborts on an exception.
 
@@ -207,20 +227,16 @@ class WriteTransaction:
 
     __slots__ = (
         "__weakref__",
-        "_allocated",
         "_base",
         "_broken",
         "_database",
         "_durability",
-        "_freed",
         "_grown",
         "_next_tree_id",
         "_open",
         "_pager",
         "_pages",
-        "_savepoints",
-        "_spilled",
-        "_stale",
+        "_savepoint",
         "_stamp",
         "_trees",
         "_txid",
@@ -238,13 +254,9 @@ class WriteTransaction:
         self._next_tree_id = base.next_tree_id
         self._trees: dict[str, WorkingTree] = {}
         self._views: dict[Table | str, TableView] = {}
-        self._allocated: list[set[int]] = [set()]  # pages taken, one set a savepoint level
-        self._freed: list[int] = []  # pages of the base that are not needed any more
-        self._pages: set[int] = set()  # first page numbers of held pages that are still to be written
-        self._stale: list[int] = []  # references of nodes that the new trees do not use
-        self._spilled = False
+        self._pages: PageWork | None = None  # None as long as it has not taken or freed any
         self._grown = 0  # bytes of overlays since the last apply
-        self._savepoints: list[Savepoint] = []
+        self._savepoint: Savepoint | None = None  # the innermost that is open
         self._broken: BaseException | None = None  # what stopped a change half-way; it cannot commit after that
         self.undo: Undo | None = None
         self._open = True
@@ -270,13 +282,20 @@ class WriteTransaction:
         if view is None:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
             name = definition.name
-            if name not in self._base.tables:
-                self._check_name(definition)
             tree = self._trees.get(name)
             if tree is None:
-                tree = self._tree(name)
-            definition.check(tree.codecs)
-            view = self._views[table] = TableView(definition, tree)
+                info = self._base.tables.get(name)
+                if info is None:
+                    self._check_name(definition)
+                tree = self._trees[name] = WorkingTree(name, self._pager, self, info)
+            codecs = tree.codecs
+            if codecs != definition.codecs:
+                definition.check(codecs)
+            view = self._views[table] = _new_view(TableView)  # and no __init__, as in a ReadTransaction
+            view._table = definition
+            view._tree = tree
+            view._met = codecs
+            view._known = NOTHING_KNOWN
         return view
 
     def table(self, table: Table | str) -> TableView:
@@ -409,9 +428,9 @@ class WriteTransaction:
     ) -> None:
         if self._open:
             if kind is None:
-                self.commit()
+                self._database._commit(self)
             else:
-                self.abort()
+                self._database._abort(self)
 
     def __del__(self) -> None:
         if getattr(self, "_open", False):
@@ -468,7 +487,7 @@ class WriteTransaction:
 
     def _own_changes(self) -> list[tuple[WorkingTree, list[tuple[bytes, bytes | None]]]] | None:
         """What a log record of this transaction would say; None: it did more than to change entries."""
-        if self._spilled or self._allocated[0]:
+        if self._pages is not None:
             return None
         found = []
         for tree in self._trees.values():
@@ -505,7 +524,7 @@ class WriteTransaction:
         pgnos = self._allocate(edit.drafts)
         root, pages = btree.seal(pager, edit, tree.tree_id, self.stamp, pgnos)
         self._hold(pages)
-        self._stale += edit.freed
+        self._page_work().stale += edit.freed
         self._free(ref_pgno(ref) for ref in edit.freed)
         for record in edit.dropped:
             self._free(record.pgnos(pager.page_size))
@@ -528,7 +547,7 @@ class WriteTransaction:
             value = changes[key]
             assert value is not None
             run = self._database._allocate_run(overflow_page_count(len(value), page_size))
-            self._allocated[-1].update(run)
+            self._page_work().allocated[-1].update(run)
             body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self.stamp, page_size)
             ref, pages[run[0]] = self._pager.seal(body, run[0])
             changes[key] = overflow_record(len(value), ref)
@@ -537,40 +556,48 @@ class WriteTransaction:
 
     def _allocate(self, count: int) -> list[int]:
         pgnos = self._database._allocate(count)
-        self._allocated[-1].update(pgnos)
+        self._page_work().allocated[-1].update(pgnos)
         return pgnos
+
+    def _page_work(self) -> PageWork:
+        work = self._pages
+        if work is None:
+            work = self._pages = PageWork()
+        return work
 
     def _hold(self, pages: dict[int, bytes]) -> None:
         self._pager.hold(pages)
-        self._pages.update(pages)
+        self._page_work().held.update(pages)
 
     def _free(self, pgnos: Iterable[int]) -> None:
         """Free pages; those that this transaction took since the last savepoint can be taken again."""
-        own = self._allocated[-1]
+        work = self._page_work()
+        own = work.allocated[-1]
         if isinstance(pgnos, range) and pgnos.stop > self._database.high_water:  # a length may lie, and be huge
             raise CorruptError("an overflow run reaches behind the end", pgno=pgnos.start)
         for pgno in pgnos:
             if pgno in own:
                 own.discard(pgno)
-                self._pages.discard(pgno)
+                work.held.discard(pgno)
                 self._pager.release((pgno,))
                 self._database._give_back((pgno,))
             else:
-                self._freed.append(pgno)
+                work.freed.append(pgno)
 
     def _spill(self) -> None:
         """Write held pages now, so that a large transaction does not live in memory. No sync."""
-        pages = {pgno: self._pager.held[pgno] for pgno in self._pages}
-        self._spilled = True
+        work = self._page_work()
+        pages = {pgno: self._pager.held[pgno] for pgno in work.held}
+        work.spilled = True
         self._pager.write(pages)
         self._pager.release(pages)
-        self._pages.clear()
+        work.held.clear()
 
 
 class Savepoint(AbstractContextManager["Savepoint"]):
     """Part of a write transaction that can be undone on its own. Made by `txn.savepoint()`."""
 
-    __slots__ = ("_broken", "_freed_count", "_next_tree_id", "_outer_undo", "_transaction")
+    __slots__ = ("_broken", "_freed_count", "_next_tree_id", "_outer", "_outer_undo", "_transaction")
 
     def __init__(self, transaction: WriteTransaction) -> None:
         self._transaction = transaction
@@ -579,13 +606,15 @@ class Savepoint(AbstractContextManager["Savepoint"]):
         txn = self._transaction
         if not txn._open:
             raise _ended()
-        self._outer_undo = txn.undo
+        self._outer, self._outer_undo = txn._savepoint, txn.undo
         self._broken = txn._broken
-        self._freed_count = len(txn._freed)
         self._next_tree_id = txn._next_tree_id
+        self._freed_count: int | None = None  # no pages were taken or freed so far
+        if txn._pages is not None:
+            self._freed_count = len(txn._pages.freed)
+            txn._pages.allocated.append(set())
         txn.undo = []
-        txn._allocated.append(set())
-        txn._savepoints.append(self)
+        txn._savepoint = self
         return self
 
     def __exit__(
@@ -594,25 +623,39 @@ class Savepoint(AbstractContextManager["Savepoint"]):
         txn = self._transaction
         if not txn._open:
             return
-        if not txn._savepoints or txn._savepoints[-1] is not self:
+        if txn._savepoint is not self:
             raise RuntimeError("savepoints have to end in the reverse order of their beginning")
-        txn._savepoints.pop()
+        txn._savepoint = self._outer
         notes = txn.undo or []
-        allocated = txn._allocated.pop()
         if kind is None:
             if self._outer_undo is not None:
                 self._outer_undo.extend(notes)
-            txn._allocated[-1] |= allocated
+            if txn._pages is not None and self._freed_count is not None:
+                allocated = txn._pages.allocated.pop()
+                txn._pages.allocated[-1] |= allocated
         else:
             for take_back, arguments in reversed(notes):
                 take_back(*arguments)
-            del txn._freed[self._freed_count :]
             txn._next_tree_id = self._next_tree_id
             txn._broken = self._broken
-            txn._pages -= allocated
-            txn._pager.release(allocated)
-            txn._database._give_back(allocated)
+            if txn._pages is not None:
+                self._give_back(txn, txn._pages)
         txn.undo = self._outer_undo
+
+    def _give_back(self, txn: WriteTransaction, work: PageWork) -> None:
+        """Undo what was done to pages since the savepoint began."""
+        allocated = work.allocated.pop()
+        if self._freed_count is not None:
+            del work.freed[self._freed_count :]
+            work.held -= allocated
+        elif not work.spilled:
+            txn._pages = None
+        else:
+            work.freed.clear()
+            work.held.clear()
+            work.allocated.append(set())
+        txn._pager.release(allocated)
+        txn._database._give_back(allocated)
 
 
 def _not_copied(transaction: object) -> TypeError:

@@ -47,7 +47,8 @@ class Turn:
         """Let the next one have it, if it is ours: an interrupted `wait` may have taken it or not."""
         me = threading.get_ident()
         with self._guard:
-            self._waiting.pop(me, None)
+            if self._waiting:
+                self._waiting.pop(me, None)
             if self._owner != me:
                 return
             self._owner = None

@@ -219,16 +219,15 @@ def test_a_record_that_reaches_beyond_the_log_does_not_count() -> None:
 
 def test_a_log_says_what_it_has_room_for() -> None:
     log = Log(1, START, SIZE)
-    assert log.has_room(100, 1, PAGE)
-    assert not log.has_room(4 * PAGE, 1, PAGE), "more than a quarter"
-    assert not log.has_room(100, 5000, PAGE), "too many changes"
+    assert not log.add(1, bytes(4 * PAGE), 1, PAGE), "more than a quarter"
+    assert not log.add(1, bytes(100), 5000, PAGE), "too many changes"
+    assert log.is_empty
     taken: list[tuple[int, bytes]] = []
     for txid in range(SIZE):
-        assert log.has_room(100, 1, PAGE)
-        log.add(txid, bytes(100), 1)
+        assert log.add(txid, bytes(100), 1, PAGE)
         changes, taken = log.take(PAGE)
         assert (len(changes), len(taken)) == (100, 1)
-    assert not log.has_room(1, 1, PAGE)
+    assert not log.add(SIZE, b"x", 1, PAGE)
     log.put_back(taken, PAGE)
     assert log.used == SIZE - 1
     assert log.waiting_size == 100
