@@ -325,9 +325,9 @@ MUTANTS = (
         ("F1", "F2"),
         (
             Change(
-                "limpet.overlay:WorkingTree.own_changes",
-                "if before.get(key, _NOTHING) is not value",
-                "if key in overlay",
+                "limpet.overlay:WorkingTree.delete",
+                "if below or key in self._before():",
+                "if below:",
             ),
         ),
     ),
@@ -357,8 +357,8 @@ MUTANTS = (
         ("F1", "F6"),
         (
             Change(
-                "limpet.transaction:Savepoint.__exit__",
-                "del txn._freed[self._freed_count :]",
+                "limpet.transaction:Savepoint._give_back",
+                "del work.freed[self._freed_count :]",
                 "pass",
             ),
         ),

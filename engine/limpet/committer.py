@@ -77,7 +77,7 @@ from .format import (
 from .free_space import FreeSpace, MapBefore, Pending, load_map
 from .log import Log, Replay, decode_changes, encode_changes, encode_record, region_size
 from .opening import write_holder
-from .overlay import Overlay, TableInfo, WorkingTree
+from .overlay import Changed, Overlay, TableInfo, WorkingTree
 from .pager import Pager
 from .recovery import load_tables, recover
 from .transaction import Snapshot, WriteTransaction
@@ -508,9 +508,7 @@ class Committer:
 
     def _wait_for(self, commit: _Commit, wanted: str) -> bool:
         """Take the turn to flush, or return False once somebody else has done what the commit waits for."""
-        return self._flush_lock.wait(
-            lambda: commit.error is not None or self._reached(wanted) >= commit.snapshot.txid
-        )
+        return self._flush_lock.wait(lambda: commit.error is not None or self._reached(wanted) >= commit.snapshot.txid)
 
     def _apply(self, transaction: WriteTransaction) -> dict[str, TableInfo] | None:
         """Turn everything that is not in the trees into pages; returns the tables, None if nothing has changed."""
@@ -521,9 +519,7 @@ class Committer:
             self._loaded_space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
         return tables
 
-    def _log_commit(
-        self, transaction: WriteTransaction, changes: list[tuple[WorkingTree, list[tuple[bytes, bytes | None]]]]
-    ) -> _Commit | None:
+    def _log_commit(self, transaction: WriteTransaction, changes: list[tuple[WorkingTree, Changed]]) -> _Commit | None:
         """Make a transaction's result the tip, to be recorded in the log; None if the log has no room for it."""
         infos: dict[str, TableInfo] = {}
         encoded = b""

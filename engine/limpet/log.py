@@ -24,7 +24,7 @@ Manager of the System R Database Manager" (1981); the salted, chained frames aft
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -136,7 +136,7 @@ class Log:
 # -- encoding ------------------------------------------------------------------------------------
 
 
-def encode_changes(tree_id: int, changes: Sequence[tuple[bytes, bytes | None]]) -> bytes:
+def encode_changes(tree_id: int, changes: Collection[tuple[bytes, bytes | None]]) -> bytes:
     """The changes of one commit to one tree: (key, value; None: deleted)."""
     parts = [b""]
     for key, value in changes:

@@ -19,7 +19,7 @@ leaf is in memory, 25 us when it is not, and the rest of such a commit 40 us.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import MappingProxyType
@@ -34,6 +34,7 @@ from .pager import Pager
 from .row_cache import RowCache
 
 Batch = tuple[list[bytes], list[bytes]]
+Changed = ItemsView[bytes, bytes | None]  # keys and their values; None: deleted
 
 
 class Overlay:
@@ -225,6 +226,7 @@ class SnapshotTree:
 
 
 _NOTHING = object()  # what a dict without the key has for it
+_UNCHANGED: Changed = {}.items()
 
 NOTHING_KNOWN: Mapping[bytes, bytes] = MappingProxyType({})
 
@@ -636,22 +638,19 @@ class WorkingTree:
             overlay = Overlay(self.overlay, self._sorted, count, counted)
         return TableInfo(self.tree_id, self.root, self.count, self.codecs, overlay, self.rows)
 
-    def own_changes(self) -> list[tuple[bytes, bytes | None]] | None:
+    def own_changes(self) -> Changed | None:
         """What the transaction changed, as (key, value; None: deleted).
 
         returns  None if it did more than to change entries of a table that was there before
         """
         base = self.base
         if base is None and self.codecs is None:
-            return []
+            return _UNCHANGED
         if base is None or self.root != base.root or self.tree_id != base.tree_id or self.count != base.root_count:
             return None
         if self.codecs is None:
             return None
-        if self.own is None:
-            return list(self.overlay.items())
-        before = self._before()
-        return [(key, value) for key, value in self.own.items() if before.get(key, _NOTHING) is not value]
+        return (self.overlay if self.own is None else self.own).items()
 
     def _before(self) -> dict[bytes, bytes | None]:
         """The overlay that the transaction began with."""
@@ -706,12 +705,15 @@ class WorkingTree:
         self.delta, self.unresolved = delta, set(unresolved)
 
     def _undo_key(self, key: bytes, was_there: bool, value: bytes | None, delta: int, was_unresolved: bool) -> None:
-        own = {} if self.own is None else self.own
         if was_there:
-            self.overlay[key] = own[key] = value
+            self.overlay[key] = value
         else:
             self.overlay.pop(key, None)
-            own.pop(key, None)
+        if self.own is not None:
+            if was_there and self._before().get(key, _NOTHING) is not value:
+                self.own[key] = value
+            else:
+                self.own.pop(key, None)
         self.delta = delta
         if was_unresolved:
             self.unresolved.add(key)

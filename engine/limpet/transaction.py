@@ -37,7 +37,7 @@ from .format import (
     ref_pgno,
 )
 from .node import Overflow, encode_overflow, overflow_record
-from .overlay import ENDED, NOTHING_KNOWN, SnapshotTree, TableInfo, WorkingTree
+from .overlay import ENDED, NOTHING_KNOWN, Changed, SnapshotTree, TableInfo, WorkingTree
 from .pager import Pager
 from .table import Table, TableView
 
@@ -433,15 +433,19 @@ class WriteTransaction:
                 self._database._abort(self)
 
     def __del__(self) -> None:
-        if getattr(self, "_open", False):
-            self._database._abort(self)
-            warnings.warn(
-                f"a write transaction on {self._database.path} was never ended and is aborted; "
-                "use `with db.write() as txn:`",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
+        try:
+            if not self._open:
+                return
+        except AttributeError:
+            return  # it was interrupted while it was made
+        self._database._abort(self)
+        warnings.warn(
+            f"a write transaction on {self._database.path} was never ended and is aborted; "
+            "use `with db.write() as txn:`",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
 
     def __reduce__(self) -> NoReturn:
         raise _not_copied(self)
@@ -485,7 +489,7 @@ class WriteTransaction:
 
     # -- applying --------------------------------------------------------------------------------
 
-    def _own_changes(self) -> list[tuple[WorkingTree, list[tuple[bytes, bytes | None]]]] | None:
+    def _own_changes(self) -> list[tuple[WorkingTree, Changed]] | None:
         """What a log record of this transaction would say; None: it did more than to change entries."""
         if self._pages is not None:
             return None
