@@ -70,12 +70,10 @@ from .format import (
     encode_meta,
     make_stamp,
     max_key_size,
-    ref_checksum,
     ref_pgno,
-    seal_page,
 )
 from .free_space import FreeSpace, MapBefore, Pending, load_map
-from .log import Log, Replay, decode_changes, encode_changes, encode_record, region_size
+from .log import Log, Replay, decode_changes, encode_changes, region_size
 from .opening import write_holder
 from .overlay import Changed, Overlay, TableInfo, WorkingTree
 from .pager import Pager
@@ -716,31 +714,30 @@ class Committer:
         """What all commits since the last flush changed, and a sync: the way that most commits go."""
         page_size = self._page_size
         copy: Meta | None = None
-        page = b""
+        record = b""
         taken: list[tuple[int, bytes]] = []
-        log, pgno = self._log, 0
+        log, offset = self._log, 0
         try:
             with self._state:
                 if log is not self._log or not log.epoch:
                     return  # a checkpoint has just come before it
                 tip, previous = self._tip, log.previous
                 sync = sync or SYNC in [commit.durability for commit in self._unpublished]
-                pgno = log.start + log.used
+                offset = (log.start + log.used) * page_size
                 if log.waiting:
-                    changes, taken = log.take(page_size)
                     stamp = make_stamp(tip.txid, self._nonces.getrandbits(16))
-                    durable = self._durable_txid
-                    body = encode_record(changes, pgno, stamp, log.epoch, previous, durable, now_us(), page_size)
-                    ref, page = seal_page(body, pgno, self._pager.checksum, self._pager.seed)
-                    previous = ref_checksum(ref)
+                    pager = self._pager
+                    previous, record, taken = log.take(
+                        stamp, self._durable_txid, now_us(), page_size, pager.checksum, pager.seed
+                    )
                 if sync and not log.doubled:
                     copy = replace(self._meta(), clean=False)
-            if page and sync and copy is None and not self._log_unsynced:
-                self._file.write_synced(pgno * page_size, page)
-            elif page:
-                self._file.write(pgno * page_size, page)
+            if record and sync and copy is None and not self._log_unsynced:
+                self._file.write_synced(offset, record)
+            elif record:
+                self._file.write(offset, record)
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno in _DISK_FULL and self._is_absent(pgno * page_size, page):
+            if isinstance(error, OSError) and error.errno in _DISK_FULL and self._is_absent(offset, record):
                 with self._state:
                     log.put_back(taken, page_size)
                 self._undo_flush(_Flush(), error)
@@ -750,7 +747,7 @@ class Committer:
         try:
             if copy is not None:  # from now on no single damaged page can hide the log
                 self._write_meta(copy, 1 - self._slot)
-            if sync and (copy is not None or self._log_unsynced or not page):
+            if sync and (copy is not None or self._log_unsynced or not record):
                 self._file.sync()
             self._sync_count += sync
             with self._state:
@@ -765,10 +762,10 @@ class Committer:
             self._poison(error)
             raise
 
-    def _is_absent(self, offset: int, page: bytes) -> bool:
+    def _is_absent(self, offset: int, record: bytes) -> bool:
         """Whether a record that could not be written is not in the file; a part of it is no record."""
         try:
-            return bool(page) and self._file.read(offset, len(page)) != page
+            return bool(record) and self._file.read(offset, len(record)) != record
         except OSError:
             return False
 

@@ -49,6 +49,7 @@ from .format import (
 )
 
 _HEAD = struct.Struct(PAGE_AFTER_CHECKSUM.format + LOG_RECORD.format.removeprefix("<"))
+_LONE_CHANGE = struct.Struct(LOG_GROUP.format + LOG_CHANGE.format.removeprefix("<"))
 
 # The log takes an eighth of the file, within these bounds. A commit takes at least a page, so the
 # pages are the commits between two checkpoints. More of them make checkpoints cheaper, since changes
@@ -113,13 +114,30 @@ class Log:
         self.change_count += change_count
         return True
 
-    def take(self, page_size: int) -> tuple[bytes, list[tuple[int, bytes]]]:
-        """The changes of all that wait, for a record whose pages are taken with them; and what `put_back` needs."""
+    def take(
+        self, stamp: int, durable_txid: int, commit_us: int, page_size: int, checksum: ChecksumFunction, seed: int
+    ) -> tuple[int, bytes, list[tuple[int, bytes]]]:
+        """A record of all that waits, whose pages are taken with it.
+
+        returns  (its checksum, the record, what `put_back` needs)
+        """
         taken = self.waiting
         changes = taken[0][1] if len(taken) == 1 else b"".join([changes for _, changes in taken])
         self.waiting, self.waiting_size = [], 0
-        self.used += log_record_pages(len(changes), page_size)
-        return changes, taken
+        found, record = encode_record(
+            changes,
+            self.start + self.used,
+            stamp,
+            self.epoch,
+            self.previous,
+            durable_txid,
+            commit_us,
+            page_size,
+            checksum,
+            seed,
+        )
+        self.used += len(record) // page_size
+        return found, record, taken
 
     def put_back(self, taken: list[tuple[int, bytes]], page_size: int) -> None:
         """The record could not be written."""
@@ -138,24 +156,38 @@ class Log:
 
 def encode_changes(tree_id: int, changes: Collection[tuple[bytes, bytes | None]]) -> bytes:
     """The changes of one commit to one tree: (key, value; None: deleted)."""
-    parts = [b""]
+    if len(changes) == 1:  # half the time, for most commits
+        ((key, value),) = changes
+        if value is not None:
+            return _LONE_CHANGE.pack(tree_id, 1, len(key), len(value)) + key + value
+    parts = [LOG_GROUP.pack(tree_id, len(changes))]
     for key, value in changes:
         if value is None:
             parts += LOG_CHANGE.pack(len(key), LOG_DELETE), key
         else:
             parts += LOG_CHANGE.pack(len(key), len(value)), key, value
-    parts[0] = LOG_GROUP.pack(tree_id, len(changes))
     return b"".join(parts)
 
 
 def encode_record(
-    changes: bytes, pgno: int, stamp: int, epoch: int, previous: int, durable_txid: int, commit_us: int, page_size: int
-) -> bytes:
-    """A record from byte 4 on, padded to whole pages; `seal_page` puts the checksum before it."""
+    changes: bytes,
+    pgno: int,
+    stamp: int,
+    epoch: int,
+    previous: int,
+    durable_txid: int,
+    commit_us: int,
+    page_size: int,
+    checksum: ChecksumFunction,
+    seed: int,
+) -> tuple[int, bytes]:
+    """A record, padded to whole pages; returns (its checksum, the record)."""
     size = len(changes)
     pages = log_record_pages(size, page_size)
     head = _HEAD.pack(LOG, 0, pages, pgno, 0, stamp, epoch, durable_txid, commit_us, previous, size)
-    return (head + changes).ljust(pages * page_size - CHECKSUM.size, b"\0")
+    body = (head + changes).ljust(pages * page_size - CHECKSUM.size, b"\0")
+    found = checksum(body, seed)
+    return found, CHECKSUM.pack(found) + body
 
 
 # -- decoding ------------------------------------------------------------------------------------

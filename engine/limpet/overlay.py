@@ -636,7 +636,8 @@ class WorkingTree:
             if counted or (not self.unresolved and (above is None or above.entry_count is not None)):
                 count = self.entry_count()
             overlay = Overlay(self.overlay, self._sorted, count, counted)
-        return TableInfo(self.tree_id, self.root, self.count, self.codecs, overlay, self.rows)
+        # A NamedTuple's own __new__ is a function of Python that calls this one: 0.2 us.
+        return tuple.__new__(TableInfo, (self.tree_id, self.root, self.count, self.codecs, overlay, self.rows))
 
     def own_changes(self) -> Changed | None:
         """What the transaction changed, as (key, value; None: deleted).

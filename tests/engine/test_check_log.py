@@ -68,8 +68,9 @@ def append_record(path: Path, make: Callable[[int, bytes], bytes]) -> None:
         pgno = meta.log_start + log.used
         stamp = make_stamp(last.txid + 1, 1)
         changes = make(group.tree_id, group.changes[0][0])
-        body = encode_record(changes, pgno, stamp, meta.epoch, last.checksum, last.txid, 0, PAGE_SIZE)
-        _, run = pager.seal(body, pgno)
+        _, run = encode_record(
+            changes, pgno, stamp, meta.epoch, last.checksum, last.txid, 0, PAGE_SIZE, pager.checksum, pager.seed
+        )
     data = bytearray(path.read_bytes())
     data[pgno * PAGE_SIZE : pgno * PAGE_SIZE + len(run)] = run
     path.write_bytes(data)
