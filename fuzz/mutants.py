@@ -317,7 +317,13 @@ MUTANTS = (
     Mutant(
         "the changes of a snapshot are changed in place",
         ("F1", "F14"),
-        (Change("limpet.overlay:WorkingTree._own_overlay", "self.overlay = self.overlay.copy()", "pass"),),
+        (
+            Change(
+                "limpet.overlay:WorkingTree.info",
+                "settled, recent = above.settled, {**above.recent, **self.own}",
+                "settled, recent = above.settled, above.recent\n            recent.update(self.own)",
+            ),
+        ),
         workload="readers",
     ),
     Mutant(
@@ -358,9 +364,10 @@ MUTANTS = (
         (
             Change(
                 "limpet.transaction:Savepoint._give_back",
-                "del work.freed[self._freed_count :]",
-                "pass",
+                "txn._pages = None",
+                "work.held.clear(), work.allocated.append(set())",
             ),
+            Change("limpet.transaction:Savepoint._give_back", "del work.freed[self._freed_count :]", "pass"),
         ),
         workload="mixtures",
     ),

@@ -253,7 +253,7 @@ class Committer:
         for name, changes in changed.items():
             if not tables[name].root:  # a key that came and went; there is nothing below to hide
                 changes = {key: value for key, value in changes.items() if value is not None}
-            tables[name] = tables[name]._replace(overlay=Overlay(changes) if changes else None)
+            tables[name] = tables[name]._replace(overlay=Overlay(changes, {}) if changes else None)
         return tables
 
     def _switch(self, file: File) -> None:

@@ -6,8 +6,10 @@
     ENDED           what a table of a finished transaction has in the place of its tree
 
 An overlay maps changed keys to values, None for a delete. `get` looks there first, `scan` merges.
-A small commit makes the overlay of its snapshot from that of the one before, by copying it; a
-checkpoint applies it (transaction.py), which makes a new root and empties it.
+A small commit makes the overlay of its snapshot from that of the one before; a checkpoint applies
+it (transaction.py), which makes a new root and empties it. Since snapshots share what they have in
+common, an overlay is two dicts, one on top of the other: the upper one is small, and copied by each
+commit that only sets keys; the lower one is copied when the upper one has grown.
 
 How many entries there are is known when it is asked, not before: setting a key would need a look
 whether the tree has it. A working tree's number is that of what it began with, plus `delta`, as
@@ -40,26 +42,38 @@ Changed = ItemsView[bytes, bytes | None]  # keys and their values; None: deleted
 class Overlay:
     """The changes on top of a root, as one commit left them. Immutable, but for a memory of what was asked.
 
+    settled      changes that many overlays share
+    recent       those on top of them
     entry_count  entries of the tree with the changes, None as long as nobody has asked: it takes a look-up in the tree
                  for each change
     counted      whether somebody has; then later commits to the table keep the number up to date
     sorted       the keys in order, None as long as nobody has asked
     """
 
-    __slots__ = ("changes", "counted", "entry_count", "sorted")
+    __slots__ = ("_changes", "counted", "entry_count", "recent", "settled", "sorted")
 
     def __init__(
         self,
-        changes: dict[bytes, bytes | None],
+        settled: dict[bytes, bytes | None],
+        recent: dict[bytes, bytes | None],
         keys: list[bytes] | None = None,
         entry_count: int | None = None,
         counted: bool = False,
     ) -> None:
         """From now on they belong to the overlay. keys: those of `changes` in order, if they are known."""
-        self.changes = changes
+        self.settled = settled
+        self.recent = recent
         self.entry_count = entry_count
         self.counted = counted
         self.sorted = keys
+        self._changes = None if recent else settled
+
+    @property
+    def changes(self) -> dict[bytes, bytes | None]:
+        """All changes in one dict; not to be changed."""
+        if self._changes is None:
+            self._changes = {**self.settled, **self.recent}
+        return self._changes
 
     def count(self, root_count: int, is_below: Callable[[bytes], bool]) -> int:
         """The entries of a tree of `root_count` with the changes on top."""
@@ -168,7 +182,10 @@ class SnapshotTree:
             self.get = partial(btree.find, pager, self._root, self._tree_id, self._rows)
             self.known = NOTHING_KNOWN if self._rows is None else self._rows.rows
         else:
-            self.get = partial(_get_above, self._overlay.changes, pager, self._root, self._tree_id, self._rows)
+            overlay = self._overlay
+            self.get = partial(
+                _get_above, overlay.recent, overlay.settled, pager, self._root, self._tree_id, self._rows
+            )
             self.known = NOTHING_KNOWN
 
     def has(self, key: bytes) -> bool:
@@ -232,8 +249,15 @@ NOTHING_KNOWN: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 def _get_above(
-    changes: dict[bytes, bytes | None], pager: Pager, root: int, tree_id: int, rows: RowCache | None, key: bytes
+    recent: dict[bytes, bytes | None],
+    settled: dict[bytes, bytes | None],
+    pager: Pager,
+    root: int,
+    tree_id: int,
+    rows: RowCache | None,
+    key: bytes,
 ) -> bytes | None:
+    changes = recent if key in recent else settled
     if key in changes:
         if pager.failure is not None:  # closed, or inherited by a fork; the tree would say so itself
             raise ClosedError(pager.failure)
@@ -316,8 +340,8 @@ class WorkingState(NamedTuple):
     entry_count: int
     rows: RowCache | None
     above: Overlay | None
-    overlay: dict[bytes, bytes | None]
-    own: dict[bytes, bytes | None] | None
+    overlay: dict[bytes, bytes | None] | None
+    own: dict[bytes, bytes | None]
     delta: int
     unresolved: set[bytes]
 
@@ -337,19 +361,25 @@ class Owner(Protocol):
 _ENTRY_OVERHEAD = 33 + 33 + 150 + 50
 _MERGED = 128  # changes merged at a time by a scan,
 _MERGED_FIRST = 8  # and by its first steps: the head of a queue takes 3 us so, and 10 otherwise
+_RECENT = 64  # keys of the upper dict of an overlay, before it is settled
 _UNASKED = 64  # keys that may come before their order is given up
 _REPORTED = 64 << 10  # bytes of overlay at a time; telling the transaction of each costs a call of 0.1 us
 
 
 class WorkingTree:
-    """A tree of the write transaction. Only the transaction's thread uses it."""
+    """A tree of the write transaction. Only the transaction's thread uses it.
+
+    above    what was on top of the root before
+    own      what the transaction changed, on top of that
+    overlay  both in one dict; None as long as nobody needs it: a transaction that sets a few keys and
+             looks up others does not. The same dict as `own` if nothing was on top before
+    """
 
     __slots__ = (
         "_grown",
         "_inline_limit",
         "_owner",
         "_pager",
-        "_shared",
         "_sorted",
         "_unasked",
         "above",
@@ -382,13 +412,12 @@ class WorkingTree:
         self.has_large = False  # whether a value was set that belongs on overflow pages
         self.version = 0
         self.changed = False  # since the transaction began
-        self._shared: dict[bytes, bytes | None] | None = None  # the overlay of the snapshot, which is not ours
         self._sorted: list[bytes] | None = None
         self._unasked = 0  # keys that came since somebody asked for their order
         self.base = info  # what the transaction began with
-        self.above: Overlay | None = None  # what was on top of the root before; `overlay` includes it
-        self.overlay: dict[bytes, bytes | None]
-        self.own: dict[bytes, bytes | None] | None = None  # what the transaction changed of it; None: all that is in it
+        self.above: Overlay | None = None
+        self.own: dict[bytes, bytes | None] = {}
+        self.overlay: dict[bytes, bytes | None] | None = self.own
         self.delta = 0
         self.unresolved: set[bytes] = set()
         self.codecs: tuple[KeyCodec, Codec] | None
@@ -396,26 +425,32 @@ class WorkingTree:
         if info is None:
             self.tree_id = self.root = self.count = 0
             self.codecs = self.rows = None
-            self.overlay = {}
             return
         self.tree_id = info.tree_id
         self.root = info.root
         self.count = info.root_count
         self.rows = info.rows
         self.codecs = info.codecs
-        above = info.overlay
-        if above is None:
-            self.overlay = {}
-        else:
-            self.above = above
-            self.overlay = self._shared = above.changes  # copied by the first change
-            self.own = {}
+        if info.overlay is not None:
+            self.above = info.overlay
+            self.overlay = None
             self.has_large = True  # perhaps; it costs a look when it is wrong
 
     # -- reading ---------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes | None:
-        return _get_above(self.overlay, self._pager, self.root, self.tree_id, self.rows, key)
+        changes = self.overlay
+        if changes is None:
+            changes = self.own
+            if key not in changes and self.above is not None:
+                changes = self.above.recent
+                if key not in changes:
+                    changes = self.above.settled
+        if key in changes:
+            if self._pager.failure is not None:  # see _get_above
+                raise ClosedError(self._pager.failure)
+            return changes[key]
+        return btree.get(self._pager, self.root, self.tree_id, self.rows, key)
 
     def has(self, key: bytes) -> bool:
         try:
@@ -441,28 +476,35 @@ class WorkingTree:
 
     def scan(self, low: bytes | None, high: bytes | None, *, reverse: bool = False) -> Iterator[Batch]:
         """Valid until the tree changes; the caller watches `version` and begins anew."""
-        changed = self._changed_keys()
+        self._unasked = 0
+        overlay, above = self.overlay, self.above
+        if overlay is None and above is not None and not self.own:
+            changes, keys = above.changes, above.keys()
+        else:
+            changes = self._merge() if overlay is None else overlay
+            if self._sorted is None:
+                self._sorted = sorted(changes)
+            keys = self._sorted  # kept up to date as long as somebody asks for them
         try:
-            yield from _scan_above(self._pager, self.root, self.tree_id, self.overlay, changed, low, high, reverse)
+            yield from _scan_above(self._pager, self.root, self.tree_id, changes, keys, low, high, reverse)
         except CorruptError as error:
             raise named(error, self.name) from None
 
-    def _changed_keys(self) -> list[bytes]:
-        """The keys of the overlay in order; kept up to date as long as somebody asks for them."""
-        self._unasked = 0
-        if self._sorted is None:
-            if self.overlay is self._shared and self.base is not None and self.base.overlay is not None:
-                return self.base.overlay.keys()
-            self._sorted = sorted(self.overlay)
-        return self._sorted
+    def changes(self) -> dict[bytes, bytes | None]:
+        """All that is on top of the root; not to be changed."""
+        if self.overlay is not None:
+            return self.overlay
+        if self.above is not None and not self.own:
+            return self.above.changes
+        return self._merge()
 
-    def _own_overlay(self) -> dict[bytes, bytes | None]:
-        """The overlay, which is the snapshot's until the first change."""
+    def _merge(self) -> dict[bytes, bytes | None]:
+        """Put what was on top before, and what is the transaction's own, into one dict: the overlay."""
         above = self.above
         assert above is not None
-        if above.sorted is not None:
+        if above.sorted is not None and not self.own:
             self._sorted = above.sorted.copy()
-        overlay = self.overlay = self.overlay.copy()
+        overlay = self.overlay = {**above.settled, **above.recent, **self.own}
         return overlay
 
     def _keep_sorted(self, key: bytes) -> None:
@@ -494,26 +536,34 @@ class WorkingTree:
         self.changed = True
 
     def set(self, key: bytes, value: bytes) -> None:
-        overlay = self.overlay
-        own = self.own
-        if own is not None:
-            if overlay is self._shared:
-                overlay = self._own_overlay()
-            own[key] = value
+        own, overlay = self.own, self.overlay
         undo = self._owner.undo
-        if undo is not None:
-            undo.append((self._undo_key, (key, key in overlay, overlay.get(key), self.delta, key in self.unresolved)))
-        if key in overlay:
-            if overlay[key] is None:
-                self.delta += 1
+        if overlay is None and undo is None:
+            above = self.above
+            assert above is not None
+            before = own.get(key, _NOTHING)
+            if before is _NOTHING:
+                before = above.recent.get(key, _NOTHING)
+                if before is _NOTHING:
+                    before = above.settled.get(key, _NOTHING)
         else:
+            if overlay is None:
+                overlay = self._merge()
+            before = overlay.get(key, _NOTHING)
+            if undo is not None:
+                undo.append((self._undo_key, (key, before, self.delta, key in self.unresolved)))
+            if overlay is not own:
+                overlay[key] = value
+        if before is _NOTHING:
             if self.root:
                 self.unresolved.add(key)
             else:
                 self.delta += 1
             if self._sorted is not None:
                 self._keep_sorted(key)
-        overlay[key] = value
+        elif before is None:
+            self.delta += 1
+        own[key] = value
         self.version += 1
         self.changed = True
         size = len(key) + len(value)
@@ -533,10 +583,8 @@ class WorkingTree:
             for key, value in zip(keys, values, strict=True):
                 self.set(key, value)
             return
-        overlay = self.overlay
-        if self.own is not None:
-            if overlay is self._shared:
-                overlay = self._own_overlay()
+        overlay = self._merge() if self.overlay is None else self.overlay
+        if overlay is not self.own:
             self.own.update(zip(keys, values, strict=True))
         if self.root:
             added = {key for key in keys if key not in overlay}
@@ -561,26 +609,21 @@ class WorkingTree:
         self._owner.grown(grown)
 
     def delete(self, key: bytes) -> bool:
-        overlay = self.overlay
-        if key in overlay:
-            if overlay[key] is None:
-                return False
-            below = self._is_below(key)
-        elif self._is_below(key):
-            below = True
-        else:
+        overlay = self._merge() if self.overlay is None else self.overlay
+        before = overlay.get(key, _NOTHING)
+        if before is None:
             return False
-        own = self.own
-        if own is not None:
-            if overlay is self._shared:
-                overlay = self._own_overlay()
-            if below or key in self._before():
-                own[key] = None
-            else:
-                own.pop(key, None)
+        below = self._is_below(key)
+        if before is _NOTHING and not below:
+            return False
         undo = self._owner.undo
         if undo is not None:
-            undo.append((self._undo_key, (key, key in overlay, overlay.get(key), self.delta, key in self.unresolved)))
+            undo.append((self._undo_key, (key, before, self.delta, key in self.unresolved)))
+        if overlay is not self.own:
+            if below or key in self._before():
+                self.own[key] = None
+            else:
+                self.own.pop(key, None)
         if key in self.unresolved:
             self.unresolved.discard(key)
             self.delta -= below
@@ -612,16 +655,17 @@ class WorkingTree:
         return len(doomed)
 
     def clear(self) -> None:
-        if self.codecs is None or not (self.root or self.overlay):
+        if self.codecs is None:
+            return
+        if not self.root:
+            for key in list(self.changes()):
+                self.delete(key)
             return
         self._remember_state()
-        if self.own is not None:
-            self.own = dict.fromkeys(self._before())  # another dict: an undo goes back to the one that was
-        if self.root:
-            try:
-                self._owner.free_tree(self.root, self.tree_id)
-            except CorruptError as error:
-                raise named(error, self.name) from None
+        try:
+            self._owner.free_tree(self.root, self.tree_id)
+        except CorruptError as error:
+            raise named(error, self.name) from None
         self.replace_content(0, 0)
         self.changed = True
 
@@ -630,12 +674,20 @@ class WorkingTree:
         if self.codecs is None:
             return None
         overlay = None
-        if self.overlay:
-            above, count = self.above, None
+        merged, above = self.overlay, self.above
+        if merged or merged is None:
+            count = None
             counted = above is not None and above.counted
             if counted or (not self.unresolved and (above is None or above.entry_count is not None)):
                 count = self.entry_count()
-            overlay = Overlay(self.overlay, self._sorted, count, counted)
+            if merged is not None:
+                overlay = Overlay(merged, {}, self._sorted, count, counted)
+            else:
+                assert above is not None
+                settled, recent = above.settled, {**above.recent, **self.own}
+                if len(recent) > _RECENT:
+                    settled, recent = {**settled, **recent}, {}
+                overlay = Overlay(settled, recent, None, count, counted)
         # A NamedTuple's own __new__ is a function of Python that calls this one: 0.2 us.
         return tuple.__new__(TableInfo, (self.tree_id, self.root, self.count, self.codecs, overlay, self.rows))
 
@@ -651,7 +703,7 @@ class WorkingTree:
             return None
         if self.codecs is None:
             return None
-        return (self.overlay if self.own is None else self.own).items()
+        return self.own.items()
 
     def _before(self) -> dict[bytes, bytes | None]:
         """The overlay that the transaction began with."""
@@ -661,7 +713,8 @@ class WorkingTree:
     def replace_content(self, root: int, count: int, rows: RowCache | None = None) -> None:
         """Stand at another root, with nothing on top. The old overlay is left as it is, for an undo."""
         self.root, self.count, self.rows, self.above = root, count, rows, None
-        self.overlay, self.delta, self.unresolved, self._sorted = {}, 0, set(), None
+        self.overlay = self.own = {}
+        self.delta, self.unresolved, self._sorted = 0, set(), None
         self.has_large = False
         self.version += 1
 
@@ -705,16 +758,19 @@ class WorkingTree:
     def _undo_resolution(self, delta: int, unresolved: AbstractSet[bytes]) -> None:
         self.delta, self.unresolved = delta, set(unresolved)
 
-    def _undo_key(self, key: bytes, was_there: bool, value: bytes | None, delta: int, was_unresolved: bool) -> None:
-        if was_there:
-            self.overlay[key] = value
+    def _undo_key(self, key: bytes, before: Any, delta: int, was_unresolved: bool) -> None:
+        own, overlay = self.own, self.overlay
+        assert overlay is not None  # what leaves a note has merged
+        if before is _NOTHING:
+            overlay.pop(key, None)
+            own.pop(key, None)
         else:
-            self.overlay.pop(key, None)
-        if self.own is not None:
-            if was_there and self._before().get(key, _NOTHING) is not value:
-                self.own[key] = value
-            else:
-                self.own.pop(key, None)
+            overlay[key] = before
+            if overlay is not own:
+                if self._before().get(key, _NOTHING) is before:
+                    own.pop(key, None)
+                else:
+                    own[key] = before
         self.delta = delta
         if was_unresolved:
             self.unresolved.add(key)

@@ -516,7 +516,7 @@ class WriteTransaction:
         self._grown = 0
 
     def _apply(self, tree: WorkingTree) -> None:
-        if not tree.overlay:
+        if not tree.changes():
             return
         pager = self._pager
         changes = self._with_overflow(tree)
@@ -537,7 +537,7 @@ class WriteTransaction:
 
     def _with_overflow(self, tree: WorkingTree) -> btree.Changes:
         """The overlay, with large values moved to overflow pages."""
-        changes = tree.overlay
+        changes = tree.changes()
         if not tree.has_large:
             return changes
         limit = max_inline_entry(self._pager.page_size)

@@ -267,7 +267,7 @@ def test_a_large_transaction_does_not_live_in_memory(open_db: Opener, db_path: P
         for number in range(40):
             txn[NUMBERS].update({number * 1000 + each: bytes(200) for each in range(1000)})
             tree = txn._trees["numbers"]
-            overlay = sum(len(key) + len(value or b"") for key, value in tree.overlay.items())
+            overlay = sum(len(key) + len(value or b"") for key, value in tree.changes().items())
             largest = max(largest, overlay + sum(map(len, db._pager.held.values())))
     assert largest < 3 << 20
     with db.read() as reader:
