@@ -203,7 +203,7 @@ class Committer:
         self._metas[choice.slot] = meta
         self._metas[1 - choice.slot] = choice.older
         self._slot = choice.slot  # of the newest meta
-        self._log = Log(meta.epoch, meta.log_start, meta.log_size, replay.used)
+        self._log = Log(meta.epoch, meta.log_start, meta.log_size, header.page_size, replay.used)
         self._log.doubled = choice.older is not None and choice.older.txid == meta.txid
         if replay.records:
             self._log.previous = replay.records[-1].checksum
@@ -223,9 +223,8 @@ class Committer:
         self._young: set[int] = set()  # pages of commits that no flush has seen yet
         self._unpublished: list[_Commit] = []
         self._nonce = meta.nonce
-        self._checkpoint = Snapshot(
-            meta.txid, tables, meta.next_tree_id, pager
-        )  # the newest whose changes are in trees
+        # The newest commit whose changes are all in trees.
+        self._checkpoint = Snapshot(meta.txid, tables, meta.next_tree_id, pager)
         tables = self._replayed(tables, replay, meta)
         snapshot = Snapshot(replay.last_txid, tables, meta.next_tree_id, pager)
         self._tip = snapshot
@@ -453,12 +452,7 @@ class Committer:
                 self._last_txid = max(self._last_txid, transaction.txid)
 
     def _commit(self, transaction: WriteTransaction) -> None:
-        commit = self._commit_in_memory(transaction)
-        if commit is not None:
-            self._await(commit)
-
-    def _commit_in_memory(self, transaction: WriteTransaction) -> _Commit | None:
-        """Make a transaction's result the tip; returns the commit to wait for, if there is one."""
+        """Make a transaction's result the tip, and wait until it is as durable as was asked for."""
         try:
             if self._failure is not None:
                 raise self._error()
@@ -481,11 +475,12 @@ class Committer:
             if tables is None:
                 basis = self._basis(transaction)
                 self._abort(transaction)  # a transaction that changed nothing commits nothing
-                return basis  # but what it saw, and its caller may tell, is perhaps not durable yet
+                if basis is not None:
+                    self._await(basis)  # but what it saw, and its caller may tell, is perhaps not durable yet
+                return
             commit = self._checkpoint_commit(transaction, tables)
-        if commit.durability == NONE and self._publish_unflushed(commit):
-            return None
-        return commit
+        if commit.durability != NONE or not self._publish_unflushed(commit):
+            self._await(commit)
 
     def _basis(self, transaction: WriteTransaction) -> _Commit | None:
         """The commit that a transaction began on, if readers cannot see it yet."""
@@ -536,7 +531,7 @@ class Committer:
             snapshot = Snapshot(txid, {**tip.tables, **infos}, tip.next_tree_id, self._pager)
             commit = _Commit(snapshot, transaction._durability)
             try:
-                if not self._log.add(txid, encoded, count, self._page_size):
+                if not self._log.add(txid, encoded, count):
                     return None
                 self._unpublished.append(commit)
                 self._last_txid = txid
@@ -668,8 +663,8 @@ class Committer:
         """The empty log of the epoch that a checkpoint begins: in the same place, or in a larger one."""
         wanted = region_size(space.high_water, self._header.page_size)
         if self._log.size * 4 >= wanted * 3:
-            return Log(0, self._log.start, self._log.size)
-        return Log(0, 0, wanted)
+            return Log(0, self._log.start, self._log.size, self._page_size)
+        return Log(0, 0, wanted, self._page_size)
 
     def _publish_unflushed(self, commit: _Commit) -> bool:
         """Show a `none` commit to readers, unless it has to wait for a stronger one, or too much waits in memory."""
@@ -727,9 +722,7 @@ class Committer:
                 if log.waiting:
                     stamp = make_stamp(tip.txid, self._nonces.getrandbits(16))
                     pager = self._pager
-                    previous, record, taken = log.take(
-                        stamp, self._durable_txid, now_us(), page_size, pager.checksum, pager.seed
-                    )
+                    previous, record, taken = log.take(stamp, self._durable_txid, now_us(), pager.checksum, pager.seed)
                 if sync and not log.doubled:
                     copy = replace(self._meta(), clean=False)
             if record and sync and copy is None and not self._log_unsynced:
@@ -739,7 +732,7 @@ class Committer:
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in _DISK_FULL and self._is_absent(offset, record):
                 with self._state:
-                    log.put_back(taken, page_size)
+                    log.put_back(taken)
                 self._undo_flush(_Flush(), error)
             else:
                 self._poison(error)

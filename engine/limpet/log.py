@@ -84,6 +84,7 @@ class Log:
     epoch: int
     start: int
     size: int
+    page_size: int
     used: int = 0
     previous: int = 0
     waiting: list[tuple[int, bytes]] = field(default_factory=list)
@@ -96,13 +97,13 @@ class Log:
         """Whether nothing was committed since the checkpoint."""
         return not self.used and not self.waiting
 
-    def add(self, txid: int, changes: bytes, change_count: int, page_size: int) -> bool:
+    def add(self, txid: int, changes: bytes, change_count: int) -> bool:
         """Let a commit wait for the next record; False if the log has no room for it."""
         size = len(changes)
         waiting = self.waiting_size + size
-        pages = own = log_record_pages(waiting, page_size)
-        if waiting != size:
-            own = log_record_pages(size, page_size)
+        pages = own = 1
+        if LOG_CHANGES_AT + waiting > self.page_size:
+            pages, own = log_record_pages(waiting, self.page_size), log_record_pages(size, self.page_size)
         if (
             self.used + pages > self.size
             or self.change_count + change_count > _MAX_CHANGES
@@ -115,7 +116,7 @@ class Log:
         return True
 
     def take(
-        self, stamp: int, durable_txid: int, commit_us: int, page_size: int, checksum: ChecksumFunction, seed: int
+        self, stamp: int, durable_txid: int, commit_us: int, checksum: ChecksumFunction, seed: int
     ) -> tuple[int, bytes, list[tuple[int, bytes]]]:
         """A record of all that waits, whose pages are taken with it.
 
@@ -132,17 +133,17 @@ class Log:
             self.previous,
             durable_txid,
             commit_us,
-            page_size,
+            self.page_size,
             checksum,
             seed,
         )
-        self.used += len(record) // page_size
+        self.used += len(record) // self.page_size
         return found, record, taken
 
-    def put_back(self, taken: list[tuple[int, bytes]], page_size: int) -> None:
+    def put_back(self, taken: list[tuple[int, bytes]]) -> None:
         """The record could not be written."""
         size = sum(len(changes) for _, changes in taken)
-        self.used -= log_record_pages(size, page_size)
+        self.used -= log_record_pages(size, self.page_size)
         self.waiting, self.waiting_size = taken + self.waiting, size + self.waiting_size
 
     def forget_after(self, txid: int) -> None:

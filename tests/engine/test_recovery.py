@@ -218,17 +218,17 @@ def test_a_record_that_reaches_beyond_the_log_does_not_count() -> None:
 
 
 def test_a_log_says_what_it_has_room_for() -> None:
-    log = Log(1, START, SIZE)
-    assert not log.add(1, bytes(4 * PAGE), 1, PAGE), "more than a quarter"
-    assert not log.add(1, bytes(100), 5000, PAGE), "too many changes"
+    log = Log(1, START, SIZE, PAGE)
+    assert not log.add(1, bytes(4 * PAGE), 1), "more than a quarter"
+    assert not log.add(1, bytes(100), 5000), "too many changes"
     assert log.is_empty
     taken: list[tuple[int, bytes]] = []
     for txid in range(SIZE):
-        assert log.add(txid, bytes(100), 1, PAGE)
-        _, record, taken = log.take(make_stamp(txid, 0), 0, 0, PAGE, zlib.crc32, 0)
+        assert log.add(txid, bytes(100), 1)
+        _, record, taken = log.take(make_stamp(txid, 0), 0, 0, zlib.crc32, 0)
         assert (len(record), taken) == (PAGE, [(txid, bytes(100))])
-    assert not log.add(SIZE, b"x", 1, PAGE)
-    log.put_back(taken, PAGE)
+    assert not log.add(SIZE, b"x", 1)
+    log.put_back(taken)
     assert log.used == SIZE - 1
     assert log.waiting_size == 100
     log.forget_after(0)
