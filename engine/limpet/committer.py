@@ -144,6 +144,57 @@ class Committer:
     flushed to the log or as checkpoints, and undone if that fails.
     """
 
+    # More attributes than a dict of shared keys holds; with slots an `os` commit takes 4 % less.
+    __slots__ = (
+        "__weakref__",
+        "_cache_size",
+        "_capacity",
+        "_catalogue_root",
+        "_checkpoint",
+        "_checkpoint_count",
+        "_clean",
+        "_closed",
+        "_commit_count",
+        "_dirty_tables",
+        "_durability",
+        "_durable_txid",
+        "_failure",
+        "_file",
+        "_file_system",
+        "_flush_count",
+        "_flush_lock",
+        "_forked",
+        "_grew",
+        "_header",
+        "_last_txid",
+        "_log",
+        "_log_unsynced",
+        "_metas",
+        "_nonce",
+        "_nonces",
+        "_overlay_limit",
+        "_page_size",
+        "_pager",
+        "_path",
+        "_pins",
+        "_published",
+        "_read_only",
+        "_retired",
+        "_slot",
+        "_space",
+        "_state",
+        "_sync_count",
+        "_tip",
+        "_transaction",
+        "_unpublished",
+        "_unwritten",
+        "_unwritten_size",
+        "_writer",
+        "_writer_thread",
+        "_written_txid",
+        "_young",
+    )
+
     def __init__(
         self, file_system: FileSystem, file: File, path: str, *, read_only: bool, cache_size: int, durability: str
     ) -> None:

@@ -161,6 +161,8 @@ class Database(Committer):
     open its own.
     """
 
+    __slots__ = ()
+
     @property
     def format_version(self) -> int:
         """The format of the file."""

@@ -361,7 +361,7 @@ class Owner(Protocol):
 _ENTRY_OVERHEAD = 33 + 33 + 150 + 50
 _MERGED = 128  # changes merged at a time by a scan,
 _MERGED_FIRST = 8  # and by its first steps: the head of a queue takes 3 us so, and 10 otherwise
-_RECENT = 64  # keys of the upper dict of an overlay, before it is settled
+_RECENT = 32  # keys of the upper dict of an overlay, before it is settled
 _UNASKED = 64  # keys that may come before their order is given up
 _REPORTED = 64 << 10  # bytes of overlay at a time; telling the transaction of each costs a call of 0.1 us
 

@@ -54,6 +54,31 @@ _NO_CHANGES: Mapping[bytes, bytes | None] = MappingProxyType({})
 class Pager:
     """The pages of one file."""
 
+    __slots__ = (
+        "__weakref__",
+        "_cache_size",
+        "_cold",
+        "_cold_size",
+        "_hot_size",
+        "_lock",
+        "_refused_size",
+        "_row_caches",
+        "_rows_gone",
+        "_rows_size",
+        "checksum",
+        "failure",
+        "fetch",
+        "file",
+        "header",
+        "held",
+        "hot",
+        "max_inline_entry",
+        "max_key_size",
+        "page_size",
+        "read_count",
+        "seed",
+    )
+
     def __init__(self, file: File, header: Header, cache_size: int) -> None:
         """Read pages of `file`, keeping at most `cache_size` bytes of them decoded."""
         self.file = file

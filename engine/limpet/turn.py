@@ -15,6 +15,8 @@ class Turn:
     turn rings for those who are served and for the one whose turn is next.
     """
 
+    __slots__ = ("_guard", "_owner", "_waiting")
+
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._owner: int | None = None  # the thread that has it
