@@ -118,6 +118,9 @@ class _Checkpoint:
     base_before: Snapshot  # the last checkpoint before
 
 
+_new_snapshot = Snapshot.__new__
+
+
 class _Flush:
     """What one flush does, and what is needed to undo it."""
 
@@ -578,8 +581,12 @@ class Committer:
             tip = self._tip
             if transaction._base is not tip:
                 raise self._built_on_undone()
-            txid = transaction._txid
-            snapshot = Snapshot(txid, {**tip.tables, **infos}, tip.next_tree_id, self._pager)
+            snapshot = _new_snapshot(Snapshot)  # and no __init__, as for a TableView
+            snapshot.txid = txid = transaction._txid
+            snapshot.tables = {**tip.tables, **infos}
+            snapshot.next_tree_id = tip.next_tree_id
+            snapshot.pager = self._pager
+            snapshot.trees = {}
             commit = _Commit(snapshot, transaction._durability)
             try:
                 if not self._log.add(txid, encoded, count):
