@@ -44,7 +44,7 @@ import logging
 import random
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -459,11 +459,11 @@ class Committer:
             # Behind the tree's pages, the catalogue's and the map's will want a place in the same run.
             return space.allocate(count, slack=2)
 
-    def _allocate_run(self, count: int) -> range:
+    def _allocate_runs(self, counts: Sequence[int]) -> list[range]:
         with self._state, self._books():
             space = self._loaded_space()
             self._reclaim(space)
-            return space.allocate_run(count)
+            return space.allocate_runs(counts)
 
     def _give_back(self, pgnos: Iterable[int]) -> None:
         with self._state, self._books():

@@ -36,6 +36,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from .errors import CorruptError
 from .format import (
@@ -139,6 +140,22 @@ class FreeSpace:
             start = self._extend(count)
         self._take(start, count)
         return range(start, start + count)
+
+    def allocate_runs(self, counts: Sequence[int]) -> list[range]:
+        """Hand out runs of these many contiguous pages each: one behind the other if there is room for that."""
+        start = self._find(sum(counts))
+        if start is None:
+            runs: list[range] = []
+            try:
+                runs.extend(map(self.allocate_run, counts))  # as far as it gets
+            except BaseException:
+                for run in runs:
+                    self.give_back(run)
+                raise
+            return runs
+        self._take(start, sum(counts))
+        ends = list(accumulate(counts, initial=start))
+        return list(map(range, ends, ends[1:]))
 
     def give_back(self, pgnos: Iterable[int]) -> None:
         """Take back pages handed out to a transaction that did not commit."""

@@ -547,11 +547,10 @@ class WriteTransaction:
         changes = changes.copy()
         pages: dict[int, bytes] = {}
         page_size = self._pager.page_size
-        for key in large:
-            value = changes[key]
-            assert value is not None
-            run = self._database._allocate_run(overflow_page_count(len(value), page_size))
-            self._page_work().allocated[-1].update(run)
+        values = [value for key in large if (value := changes[key]) is not None]
+        runs = self._database._allocate_runs([overflow_page_count(len(value), page_size) for value in values])
+        self._page_work().allocated[-1].update(*runs)
+        for key, value, run in zip(large, values, runs, strict=True):
             body = encode_overflow(value, ref_pgno(run[0]), tree.tree_id, self.stamp, page_size)
             ref, pages[run[0]] = self._pager.seal(body, run[0])
             changes[key] = overflow_record(len(value), ref)

@@ -3,7 +3,7 @@
 import datetime
 import math
 import uuid
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
@@ -64,6 +64,44 @@ def test_tuples_sort_element_by_element_and_come_back(data: st.DataObject, shape
     assert (left < right) == (a < b)
     assert (left == right) == (a == b)
     assert codec.decode(left) == a
+
+
+ODD = st.one_of(
+    st.text(st.sampled_from("\0\x01a\ud800"), max_size=3),
+    st.integers(-(2**63) - 1, 2**63),
+    st.sampled_from([True, None, b"x", 1.5, -(2**63), 2**63 - 1]),
+)
+
+
+@given(st.data(), st.lists(st.sampled_from([limpet.STR, limpet.INT, limpet.BYTES]), min_size=1, max_size=4))
+def test_the_generated_encoders_give_what_the_general_ones_give_and_raise_what_they_raise(
+    data: st.DataObject, shape: list[Codec]
+) -> None:
+    general = TupleCodec(tuple(shape))
+    encode, encode_bound, _ = codecs.key_functions(tuple(shape))
+    elements = [data.draw(st.one_of(VALUES[each], VALUES[each], ODD)) for each in shape]
+    key: Any = tuple(elements[: data.draw(st.integers(0, len(shape)))] if data.draw(st.booleans()) else elements)
+    key = data.draw(st.sampled_from([key, key, (*key, 1), list(key), Named(*key[:2], "")]))
+    assert outcome(encode, key) == outcome(general.encode, key)
+    assert outcome(encode_bound, key) == outcome(general.encode_bound, key)
+    assert outcome(encode_bound, key[:1]) == outcome(general.encode_bound, key[:1])
+
+
+class Named(tuple[Any, ...]):
+    """A tuple with a class of its own, as named ones have."""
+
+    __slots__ = ()
+
+    def __new__(cls, *elements: Any) -> Self:
+        return super().__new__(cls, elements)
+
+
+def outcome(function: Any, argument: Any) -> Any:
+    """What a function gives, or the error that it raises."""
+    try:
+        return function(argument)
+    except (TypeError, ValueError, limpet.LimpetError) as error:
+        return type(error), str(error)
 
 
 @given(st.data(), st.lists(KEYS, min_size=1, max_size=4))

@@ -147,6 +147,31 @@ def test_pages_come_contiguously_while_there_is_such_a_run_and_in_pieces_before_
     assert list(run) == list(range(run.start, run.start + 5))
 
 
+def test_several_runs_come_one_behind_the_other_or_from_where_there_is_room_for_each() -> None:
+    space = used_space(60)
+    space.commit(2, [], [*range(10, 20), *range(30, 34)], [])
+    space.reclaim(9, 9)
+    assert space.allocate_runs([3, 1, 2]) == [range(10, 13), range(13, 14), range(14, 16)]
+    assert space.allocate_runs([4, 4]) == [range(16, 20), range(30, 34)]
+    high_water = space.high_water
+    assert space.allocate_runs([2, 3]) == [range(high_water, high_water + 2), range(high_water + 2, high_water + 5)]
+
+
+def test_several_runs_that_the_file_has_no_room_for_are_given_back() -> None:
+    space = used_space(60)
+    space.commit(2, [], range(10, 20), [])
+    space.reclaim(9, 9)
+
+    def refuse(high_water: int) -> None:
+        raise OSError(28, "no space left")
+
+    space._reserve = refuse
+    with pytest.raises(OSError, match="no space"):
+        space.allocate_runs([4, 4, 4])
+    assert space.reusable_count == 10
+    assert space.allocate_runs([4, 4]) == [range(10, 14), range(14, 18)]
+
+
 # -- the map on disk -----------------------------------------------------------------------------
 
 
