@@ -246,8 +246,6 @@ class Committer:
             raise choice.problem or CorruptError("no commit can be read")
         if not choice.clean:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
-        if not self._read_only:
-            file.cache_singly(meta.log_start * header.page_size, meta.log_size * header.page_size)
         tables = load_tables(pager, meta)
         self._header = header
         self._page_size = header.page_size
@@ -866,7 +864,7 @@ class Committer:
         except BaseException as error:
             self._poison(error)
             raise
-        if meta.log_start != before.log_start:
+        if meta.log_start != before.log_start:  # it was written in one piece
             self._file.cache_singly(meta.log_start * self._page_size, meta.log_size * self._page_size)
 
     def _write_mark(self) -> None:

@@ -361,11 +361,13 @@ class OSFile(File):
         try:
             if self._writable:
                 _sync_data(descriptor)  # dirty pages are not dropped, and they are the newest truth
-            whole = -(-size // _LARGEST_CACHE_UNIT) * _LARGEST_CACHE_UNIT  # a unit that is dropped in part is not
-            os.posix_fadvise(descriptor, 0, whole, os.POSIX_FADV_DONTNEED)
+            for unit in (mmap.PAGESIZE, _LARGEST_CACHE_UNIT):  # one that would be dropped in part is not
+                os.posix_fadvise(descriptor, 0, -(-size // unit) * unit, os.POSIX_FADV_DONTNEED)
+                if _is_evicted(descriptor, min(size or _HEAD_SIZE, self.size())):
+                    return True
         except OSError as error:
             raise self._named(error) from error
-        return _is_evicted(descriptor, min(size or _HEAD_SIZE, self.size()))
+        return False
 
     def cache_singly(self, offset: int, size: int) -> None:
         """Let go of what the system's cache has of the stretch; then each page gets a place of its own there.

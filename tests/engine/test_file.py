@@ -258,6 +258,31 @@ def test_the_cache_of_a_file_can_be_dropped(tmp_path: Path) -> None:
     file.close()
 
 
+def test_the_cache_of_a_part_can_be_dropped_although_the_system_keeps_it_in_larger_units(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * (3 << 20))
+    file = SYSTEM.open(str(path), writable=True)
+    assert file.page(0, 5) == b"xxxxx"
+    if file.drop_cache():  # not where there is no cache, or no way to look into it
+        file.write(0, b"y" * (3 << 20))
+        assert file.page(100, 5) == b"yyyyy"
+        assert file.drop_cache(12288)
+    file.close()
+
+
+def test_a_stretch_can_be_cached_page_by_page(tmp_path: Path) -> None:
+    """Whatever the system makes of the hint, nothing is lost by it: neither what is on the disk nor what is not yet."""
+    file = SYSTEM.create(str(tmp_path / "a"))
+    file.write(0, b"x" * (3 << 20))
+    file.sync()
+    file.write(8192, b"y" * 4096)
+    assert file.page(8192, 2) == b"yy"
+    file.cache_singly(4096, 1 << 20)
+    file.write(4096, b"z" * 4096)
+    assert [file.page(at, 2) for at in (0, 4096, 8192, 12288)] == [b"xx", b"zz", b"yy", b"xx"]
+    file.close()
+
+
 # -- the lock loop -------------------------------------------------------------------------------
 
 
