@@ -291,7 +291,7 @@ MUTANTS = (
     Mutant(
         "the log begins anew after opening",
         ("F1", "F2"),
-        (Change(_ATTACH, "meta.log_size, replay.used)", "meta.log_size)"),),
+        (Change(_ATTACH, "header.page_size, replay.used)", "header.page_size)"),),
     ),
     Mutant(
         "a full log is written beyond its end",

@@ -845,7 +845,7 @@ class Committer:
 
     def _write_checkpoint(self, *, clean: bool) -> None:
         """Pages, sync, meta, sync: the state whose changes are all in the trees becomes the one on disk."""
-        work, before = _Flush(), self._meta()
+        work = _Flush()
         try:
             with self._state:
                 meta = self._prepare(work, clean)
@@ -864,8 +864,6 @@ class Committer:
         except BaseException as error:
             self._poison(error)
             raise
-        if meta.log_start != before.log_start:  # it was written in one piece
-            self._file.cache_singly(meta.log_start * self._page_size, meta.log_size * self._page_size)
 
     def _write_mark(self) -> None:
         """The newest checkpoint once more, marked as closed cleanly: only a meta is written, so both say the same.

@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -270,17 +271,86 @@ def test_the_cache_of_a_part_can_be_dropped_although_the_system_keeps_it_in_larg
     file.close()
 
 
-def test_a_stretch_can_be_cached_page_by_page(tmp_path: Path) -> None:
-    """Whatever the system makes of the hint, nothing is lost by it: neither what is on the disk nor what is not yet."""
+def synced_writes_of(file: OSFile) -> None:
+    """What is written past the cache is seen by all who read, and what they read before is not in their way."""
+    file.grow(5 << 20)
+    file.sync_all()
+    for offset, size in ((8192, 4096), (1 << 20, 40960), (2 << 20, 256 << 10), (3 << 20, 1 << 20), (4096, 512)):
+        assert file.page(offset, size) == file.read(offset, size) == bytes(size)
+        data = random.Random(offset).randbytes(size)
+        file.write_synced(offset, data)
+        assert file.page(offset, size) == file.read(offset, size) == data
+        file.write(offset, bytes(size))
+        assert file.page(offset, size) == bytes(size)
+        file.write_synced(offset, data)
+        assert file.read(offset, size) == file.page(offset, size) == data
+
+
+def test_synced_writes_agree_with_all_ways_of_reading(tmp_path: Path) -> None:
     file = SYSTEM.create(str(tmp_path / "a"))
-    file.write(0, b"x" * (3 << 20))
-    file.sync()
-    file.write(8192, b"y" * 4096)
-    assert file.page(8192, 2) == b"yy"
-    file.cache_singly(4096, 1 << 20)
-    file.write(4096, b"z" * 4096)
-    assert [file.page(at, 2) for at in (0, 4096, 8192, 12288)] == [b"xx", b"zz", b"yy", b"xx"]
+    assert isinstance(file, OSFile)
+    synced_writes_of(file)
     file.close()
+
+
+@pytest.mark.parametrize("missing", ["the flag", "the rights", "alignment", "the call"])
+def test_synced_writes_are_done_where_the_cache_cannot_be_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    file = SYSTEM.create(str(tmp_path / "a"))
+    assert isinstance(file, OSFile)
+    write = file_module._pwritev
+    if write is None:
+        pytest.skip("this system has no such call")
+
+    def refuse(descriptor: int, *arguments: Any) -> int:
+        if missing == "the call" or descriptor != file._descriptor:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return int(write(descriptor, *arguments))
+
+    if missing == "the flag":
+        monkeypatch.setattr(file_module, "_DIRECT_FLAGS", 0)
+    elif missing == "the rights":
+        monkeypatch.setattr(file_module, "_DIRECT_FLAGS", file_module._DIRECT_FLAGS | os.O_DIRECTORY)
+    else:
+        monkeypatch.setattr(file_module, "_pwritev", refuse)
+    synced_writes_of(file)
+    file.close()
+
+
+def test_a_synced_write_goes_to_the_file_that_was_opened_whatever_has_its_name_now(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    file = SYSTEM.create(str(path))
+    file.grow(8192)
+    path.rename(tmp_path / "b")
+    path.write_bytes(b"x" * 8192)
+    file.write_synced(4096, b"y" * 4096)
+    file.close()
+    assert path.read_bytes() == b"x" * 8192
+    assert (tmp_path / "b").read_bytes() == bytes(4096) + b"y" * 4096
+
+
+def test_a_failed_synced_write_names_the_file_and_a_closed_one_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "a")
+    file = SYSTEM.create(path)
+    file.grow(8192)
+    if file_module._pwritev is not None:
+
+        def fail(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(file_module, "_pwritev", fail)
+            with pytest.raises(OSError, match="Input/output") as caught:
+                file.write_synced(0, bytes(4096))
+            assert caught.value.filename == path
+    file.write_synced(0, b"z" * 4096)
+    file.close()
+    with pytest.raises(ClosedError):
+        file.write_synced(0, bytes(4096))
+    assert Path(path).read_bytes() == b"z" * 4096 + bytes(4096)
 
 
 # -- the lock loop -------------------------------------------------------------------------------

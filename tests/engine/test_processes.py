@@ -208,6 +208,7 @@ def test_a_forked_child_gets_a_closed_error_from_everything_and_the_parent_goes_
     writer[NUMBERS][1000] = b"by the parent"
 
     def child() -> None:
+        assert descriptors_of(db_path) == 0
         uses: list[Callable[[], object]] = [
             db.read,
             db.write,
@@ -232,6 +233,7 @@ def test_a_forked_child_gets_a_closed_error_from_everything_and_the_parent_goes_
         db.close()
 
     before = db_path.read_bytes()
+    assert descriptors_of(db_path) > 0 or not Path("/proc/self/fd").is_dir()
     in_a_child(child)
     assert db_path.read_bytes() == before
     assert os.listdir(db_path.parent) == [db_path.name]
@@ -246,6 +248,16 @@ def test_a_forked_child_gets_a_closed_error_from_everything_and_the_parent_goes_
         assert "LockedError" in other.stderr.read()
     with db.read() as after:
         assert after[NUMBERS][1000] == b"by the parent"
+    db.close()
+    assert descriptors_of(db_path) == 0
+
+
+def descriptors_of(path: Path) -> int:
+    """How many descriptors of this process are open on a file, where the system tells."""
+    found = Path("/proc/self/fd")
+    if not found.is_dir():
+        return 0
+    return sum(os.path.realpath(each) == str(path.resolve()) for each in found.iterdir())
 
 
 @posix_only
