@@ -7,6 +7,7 @@ and sqlite3 make in the same turns, is there for scale.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,8 +33,15 @@ def run(run: Run) -> Result:
     )
     random = run.random()
     names = {OURS, "sqlite3"}
-    with _area(run.folder("area") / "area") as file, opened(run.folder("peers"), only=names) as peers:
-        writes = _operations(file, random)
+    folder = run.folder("area")
+    with (
+        _area(folder / "area") as file,
+        _area(folder / "in-blocks", BLOCK) as in_blocks,
+        _area(folder / "past"),
+        _direct(folder / "past") as direct,
+        opened(run.folder("peers"), only=names) as peers,
+    ):
+        writes = _operations(file, in_blocks, direct, random)
         rows = random_rows(random, count)
         commits = {name: partial(_put, peer) for name, peer in peers.items()}
         samples = take_turns({**writes, **commits}, rows, batch=BATCH, warm_up=count // 10)
@@ -48,6 +56,11 @@ def run(run: Run) -> Result:
         "'appended' grows the file by a block each time."
     )
     result.note(
+        "The area was written at once, except for 'cached in blocks': newer Linux keeps what was written at once in "
+        "units of up to 2 MiB in its cache, and looks through a whole unit to write one block of it. 'past the cache' "
+        "is O_DIRECT, as the engine writes its log; the copy into an aligned buffer is included."
+    )
+    result.note(
         "A place more costs more than many blocks more in one place, and a second sync costs as much as the first: "
         "hence one contiguous write and one sync for a commit, over blocks that exist."
     )
@@ -58,7 +71,7 @@ def _put(peer: Peer, row: Row) -> None:
     peer.put(*row)
 
 
-def _operations(file: int, random: Random) -> dict[str, Callable[[Row], None]]:
+def _operations(file: int, in_blocks: int, direct: int | None, random: Random) -> dict[str, Callable[[Row], None]]:
     sync = getattr(os, "fdatasync", os.fsync)
     data = random.randbytes(16 * BLOCK)
     places = AREA // BLOCK - 16
@@ -82,6 +95,16 @@ def _operations(file: int, random: Random) -> dict[str, Callable[[Row], None]]:
     def one_call(_: Row) -> None:
         os.pwritev(file, [data[:BLOCK]], random.randrange(places) * BLOCK, os.RWF_DSYNC)
 
+    def one_call_in_blocks(_: Row) -> None:
+        os.pwritev(in_blocks, [data[:BLOCK]], random.randrange(places) * BLOCK, os.RWF_DSYNC)
+
+    aligned = mmap.mmap(-1, BLOCK)
+
+    def past_the_cache(_: Row) -> None:
+        assert direct is not None
+        aligned[:] = data[:BLOCK]
+        os.pwritev(direct, [aligned], random.randrange(places) * BLOCK, os.RWF_DSYNC)
+
     def two_syncs(_: Row) -> None:
         for _time in range(2):
             os.pwrite(file, data[:BLOCK], random.randrange(places) * BLOCK)
@@ -96,6 +119,9 @@ def _operations(file: int, random: Random) -> dict[str, Callable[[Row], None]]:
     found = {"1 block": blocks(1)}
     if hasattr(os, "RWF_DSYNC"):
         found["1 block, one call"] = one_call
+        found["1 block, one call, cached in blocks"] = one_call_in_blocks
+        if direct is not None:
+            found["1 block, one call, past the cache"] = past_the_cache
     found |= {f"{count} blocks": blocks(count) for count in (2, 4, 8, 16)}
     found |= {f"{count} places": apart(count) for count in (3, 6)}
     found |= {"1 block, appended": appended, "two syncs": two_syncs}
@@ -103,12 +129,27 @@ def _operations(file: int, random: Random) -> dict[str, Callable[[Row], None]]:
 
 
 @contextlib.contextmanager
-def _area(path: Path) -> Iterator[int]:
-    """A descriptor of a file whose blocks have all been written."""
+def _area(path: Path, piece: int = AREA) -> Iterator[int]:
+    """A descriptor of a file whose blocks have all been written, so many bytes at a time."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.pwrite(file, bytes(AREA), 0)
+        for offset in range(0, AREA, piece):
+            os.pwrite(file, bytes(piece), offset)
         os.fsync(file)
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _direct(path: Path) -> Iterator[int | None]:
+    """A descriptor of a file that passes the system's cache by; None where there is no such thing."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    except (AttributeError, OSError):
+        yield None
+        return
+    try:
         yield file
     finally:
         os.close(file)
