@@ -129,7 +129,7 @@ class _Flush:
         self.pages: dict[int, bytes] = {}  # everything to be written
         self.unwritten: set[int] = set()  # of these, the pages of commits in memory
         self.dirty_tables: set[str] = set()
-        self.taken: list[int] = []  # pages for the catalogue and the map
+        self.taken: set[int] = set()  # pages for the catalogue, the map and the log
         self.freed: list[int] = []  # their old pages, before they are pending
         self.pending: list[Pending] = []
         self.map_before: MapBefore | None = None
@@ -388,6 +388,14 @@ class Committer:
                     expected=meta.free_count,
                     found=space.free_count,
                 )
+            roots = [info.root for info in self._checkpoint.tables.values()]
+            space.check_used(
+                [
+                    *(ref_pgno(ref) for ref in refs.values()),
+                    *range(meta.log_start, meta.log_start + meta.log_size),
+                    *{ref_pgno(ref) for ref in (meta.catalogue_root, *roots) if ref},
+                ]
+            )
             older = [
                 other for other in self._metas if other is not None and other is not meta and other.txid != meta.txid
             ]
@@ -926,7 +934,7 @@ class Committer:
             return work.log.start
         before = self._meta()
         run = space.allocate_run(work.log.size)
-        work.taken.extend(run)
+        work.taken.update(run)
         space.mark_used(run)
         work.pages.update((pgno, bytes(self._header.page_size)) for pgno in run)  # real space, even if it was a hole
         for pgno in range(before.log_start, before.log_start + before.log_size):
@@ -976,13 +984,15 @@ class Committer:
     @staticmethod
     def _take(work: _Flush, space: FreeSpace, count: int, slack: int) -> list[int]:
         pgnos = space.allocate(count, slack)
-        work.taken.extend(pgnos)
+        work.taken.update(pgnos)
         space.mark_used(pgnos)
         return pgnos
 
     @staticmethod
     def _drop(work: _Flush, space: FreeSpace, pgno: int) -> None:
         space.check_used((pgno,))
+        if pgno in work.taken:  # it was free and in use at once; giving it back twice would not be undone
+            raise CorruptError("a page that is in use is marked free", pgno=Pgno(pgno))
         space.mark_free((pgno,))
         work.freed.append(pgno)
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -252,7 +252,7 @@ class FreeSpace:
                 queue.append(added[-1])
         return added
 
-    def undo(self, allocated: Sequence[int], pending: Iterable[Pending]) -> None:
+    def undo(self, allocated: Collection[int], pending: Iterable[Pending]) -> None:
         """Take back a `commit` of which nobody outside has heard. The newest commit first."""
         for entry in pending:
             queue = self._pending if entry in self._pending else self._pending_young
