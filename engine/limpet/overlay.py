@@ -345,6 +345,7 @@ class WorkingState(NamedTuple):
     above: Overlay | None
     overlay: dict[bytes, bytes | None] | None
     own: dict[bytes, bytes | None]
+    rebuilt: bool
     delta: int
     unresolved: set[bytes]
 
@@ -396,6 +397,7 @@ class WorkingTree:
         "name",
         "overlay",
         "own",
+        "rebuilt",
         "root",
         "rows",
         "tree_id",
@@ -421,6 +423,7 @@ class WorkingTree:
         self.above: Overlay | None = None
         self.own: dict[bytes, bytes | None] = {}
         self.overlay: dict[bytes, bytes | None] | None = self.own
+        self.rebuilt = False  # whether it did more than to change entries
         self.delta = 0
         self.unresolved: set[bytes] = set()
         self.codecs: tuple[KeyCodec, Codec] | None
@@ -554,7 +557,8 @@ class WorkingTree:
                 overlay = self._merge()
             before = overlay.get(key, _NOTHING)
             if undo is not None:
-                undo.append((self._undo_key, (key, before, self.delta, key in self.unresolved)))
+                note = key, before, own.get(key, _NOTHING), self.delta, key in self.unresolved
+                undo.append((self._undo_key, note))
             if overlay is not own:
                 overlay[key] = value
         if before is _NOTHING:
@@ -621,7 +625,8 @@ class WorkingTree:
             return False
         undo = self._owner.undo
         if undo is not None:
-            undo.append((self._undo_key, (key, before, self.delta, key in self.unresolved)))
+            note = key, before, self.own.get(key, _NOTHING), self.delta, key in self.unresolved
+            undo.append((self._undo_key, note))
         if overlay is not self.own:
             if below or key in self._before():
                 self.own[key] = None
@@ -658,18 +663,19 @@ class WorkingTree:
         return len(doomed)
 
     def clear(self) -> None:
-        if self.codecs is None:
-            return
-        if not self.root:
-            for key in list(self.changes()):
-                self.delete(key)
+        if self.codecs is None or not (self.root or self.changes()):
             return
         self._remember_state()
-        try:
-            self._owner.free_tree(self.root, self.tree_id)
-        except CorruptError as error:
-            raise named(error, self.name) from None
-        self.replace_content(0, 0)
+        if self.root:
+            try:
+                self._owner.free_tree(self.root, self.tree_id)
+            except CorruptError as error:
+                raise named(error, self.name) from None
+            self.replace_content(0, 0)
+        else:  # the log still has what was on top
+            rebuilt = self.rebuilt
+            self.replace_content(0, 0)
+            self.own, self.rebuilt = dict.fromkeys(self._before()), rebuilt
         self.changed = True
 
     def info(self) -> TableInfo | None:
@@ -705,9 +711,7 @@ class WorkingTree:
         base = self.base
         if base is None and self.codecs is None:
             return _UNCHANGED
-        if base is None or self.root != base.root or self.tree_id != base.tree_id or self.count != base.root_count:
-            return None
-        if self.codecs is None:
+        if base is None or self.codecs is None or self.rebuilt or self.tree_id != base.tree_id:
             return None
         return self.own.items()
 
@@ -722,6 +726,7 @@ class WorkingTree:
         self.overlay = self.own = {}
         self.delta, self.unresolved, self._sorted = 0, set(), None
         self.has_large = False
+        self.rebuilt = True
         self.version += 1
 
     def state(self) -> WorkingState:
@@ -735,6 +740,7 @@ class WorkingTree:
             self.above,
             self.overlay,
             self.own,
+            self.rebuilt,
             self.delta,
             self.unresolved,
         )
@@ -750,6 +756,7 @@ class WorkingTree:
             self.above,
             self.overlay,
             self.own,
+            self.rebuilt,
             self.delta,
             self.unresolved,
         ) = state
@@ -764,19 +771,13 @@ class WorkingTree:
     def _undo_resolution(self, delta: int, unresolved: AbstractSet[bytes]) -> None:
         self.delta, self.unresolved = delta, set(unresolved)
 
-    def _undo_key(self, key: bytes, before: Any, delta: int, was_unresolved: bool) -> None:
-        own, overlay = self.own, self.overlay
-        assert overlay is not None  # what leaves a note has merged
-        if before is _NOTHING:
-            overlay.pop(key, None)
-            own.pop(key, None)
-        else:
-            overlay[key] = before
-            if overlay is not own:
-                if self._before().get(key, _NOTHING) is before:
-                    own.pop(key, None)
-                else:
-                    own[key] = before
+    def _undo_key(self, key: bytes, before: Any, own: Any, delta: int, was_unresolved: bool) -> None:
+        assert self.overlay is not None  # what leaves a note has merged
+        for changes, value in ((self.overlay, before), (self.own, own)):
+            if value is _NOTHING:
+                changes.pop(key, None)
+            else:
+                changes[key] = value
         self.delta = delta
         if was_unresolved:
             self.unresolved.add(key)

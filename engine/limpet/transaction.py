@@ -282,11 +282,11 @@ class WriteTransaction:
         if view is None:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
             name = definition.name
+            info = self._base.tables.get(name)
+            if info is None:
+                self._check_name(definition)
             tree = self._trees.get(name)
             if tree is None:
-                info = self._base.tables.get(name)
-                if info is None:
-                    self._check_name(definition)
                 tree = self._trees[name] = WorkingTree(name, self._pager, self, info)
             codecs = tree.codecs
             if codecs != definition.codecs:
