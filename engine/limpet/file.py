@@ -3,7 +3,8 @@
 `File` is one open file, `FileSystem` opens, creates, links and replaces files by name. The engine
 sees nothing else of the machine, so that a simulated disk (limpet.testing) can stand in for it.
 
-    File                 OSFile        a real file: pread, pwrite, fdatasync, a read-only map
+    File                 OSFile        a real file: pread, pwrite, fdatasync, a read-only map; and a second descriptor
+                                       for writes that pass the system's cache by
                          MemoryFile    a bytearray; what ":memory:" lives in
     FileSystem           OSFileSystem  the real one
 
@@ -301,8 +302,8 @@ class OSFile(File):
     def write_synced(self, offset: int, data: bytes) -> None:
         """One call of the system where it has one: 130 us for a meta, where pwrite and fdatasync take 150 to 220.
 
-        Past the system's cache, which nobody reads these bytes from, where that can be: 3 % less again, and much more
-        where the cache keeps what was written at once in large units and looks through all of one to write a page.
+        Whole blocks, as log records are, go past the system's cache where that can be: 3 % less again, and more where
+        the cache keeps what was written at once in large units and looks through all of one to write a page.
         """
         descriptor = self._descriptor if self._descriptor >= 0 else self._checked()
         if _pwritev is None:
@@ -405,13 +406,13 @@ class OSFile(File):
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         self._map = None
-        if self._direct is not None:
-            self._direct.close()
         if descriptor >= 0:
             with _open_lock:
                 if _open_files.get(self.identity) is self:
                     del _open_files[self.identity]
             os.close(descriptor)
+        if self._direct is not None:
+            self._direct.close()
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
@@ -443,25 +444,26 @@ class OSFile(File):
 class _DirectWriter:
     """Writes past the system's cache, from a buffer that is aligned as such writes need it.
 
-    They go through a descriptor of their own. Where the system, the file system or the rights do not allow it, this
-    one writes nothing, and the caller goes the other way.
+    They go through a descriptor of their own. Where the system, the file system or the rights do not allow it, or
+    memory is short, this one writes nothing, and the caller goes the other way. One thread at a time.
     """
 
     __slots__ = ("_block", "_buffer", "_descriptor")
 
     def __init__(self, path: str, identity: tuple[int, int]) -> None:
         self._descriptor = -1
+        if not _DIRECT_FLAGS:
+            return
         try:
-            if _DIRECT_FLAGS:
-                self._descriptor = os.open(path, _DIRECT_FLAGS)
-        except OSError:
-            return  # no such thing here; or somebody has renamed the file
-        if self._descriptor >= 0:
+            self._buffer = mmap.mmap(-1, _LARGEST_DIRECT)  # takes memory only as far as it is used
+            self._block = [memoryview(self._buffer)[:_DIRECT_UNIT]]
+            self._descriptor = os.open(path, _DIRECT_FLAGS)
             status = os.fstat(self._descriptor)
-            if (status.st_dev, status.st_ino) != identity:
-                self.close()
-        self._buffer = mmap.mmap(-1, _LARGEST_DIRECT)  # takes memory only as far as it is used
-        self._block = [memoryview(self._buffer)[:_DIRECT_UNIT]]
+        except OSError:
+            self.close()  # no such thing here, or the file has another name now
+            return
+        if (status.st_dev, status.st_ino) != identity:
+            self.close()
 
     def write_synced(self, offset: int, data: bytes) -> int:
         """Write, and return when it is on stable storage; returns how many bytes were written, 0 if it cannot be."""
@@ -667,7 +669,7 @@ _SYNCED = getattr(os, "RWF_DSYNC", 0)
 _pwritev = getattr(os, "pwritev", None) if _SYNCED else None
 _NOT_OFFERED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})  # by this file system
 
-_DIRECT_FLAGS = os.O_WRONLY | os.O_DIRECT | _EXTRA_FLAGS if hasattr(os, "O_DIRECT") and _pwritev else 0
+_DIRECT_FLAGS = os.O_WRONLY | os.O_DIRECT | _EXTRA_FLAGS | _NO_WAIT if hasattr(os, "O_DIRECT") and _pwritev else 0
 _DIRECT_UNIT = 4096  # bytes: the largest block of a disk that is about
 _LARGEST_DIRECT = 256 << 10
 

@@ -376,7 +376,8 @@ class WorkingTree:
     above    what was on top of the root before
     own      what the transaction changed, on top of that
     overlay  both in one dict; None as long as nobody needs it: a transaction that sets a few keys and
-             looks up others does not. The same dict as `own` if nothing was on top before
+             looks up others does not. The same dict as `own` if nothing was on top before, and nothing that
+             the log has to hear of
     """
 
     __slots__ = (

@@ -202,9 +202,10 @@ class ReadTransaction:
 class PageWork:
     """What a transaction has done to the pages of the file. Most do nothing: they end in the log.
 
-    allocated   pages taken from free space, one set for each savepoint that is open and the first for none
+    allocated   pages taken from free space: one set for each savepoint that was entered since there are any, and
+                the first for all before
     held        first page numbers of new pages that are still to be written
-    freed       pages of the base that are not needed any more
+    freed       pages that are not needed any more: the base's, and those taken before the innermost savepoint
     stale       references of nodes that the new trees do not use
     spilled     whether some of the new pages were written already
     """
@@ -602,6 +603,8 @@ class Savepoint(AbstractContextManager["Savepoint"]):
 
     __slots__ = ("_broken", "_freed_count", "_next_tree_id", "_outer", "_outer_undo", "_transaction")
 
+    _outer: Savepoint | None
+
     def __init__(self, transaction: WriteTransaction) -> None:
         self._transaction = transaction
 
@@ -609,6 +612,11 @@ class Savepoint(AbstractContextManager["Savepoint"]):
         txn = self._transaction
         if not txn._open:
             raise _ended()
+        outer = txn._savepoint
+        while outer is not None:
+            if outer is self:
+                raise RuntimeError("this savepoint is open already; make another one with txn.savepoint()")
+            outer = outer._outer
         self._outer, self._outer_undo = txn._savepoint, txn.undo
         self._broken = txn._broken
         self._next_tree_id = txn._next_tree_id

@@ -430,6 +430,19 @@ def test_an_abort_inside_a_savepoint_ends_the_transaction(db: limpet.Database) -
     assert db.tables() == []
 
 
+def test_a_savepoint_cannot_be_entered_inside_of_itself_but_once_more_afterwards(db: limpet.Database) -> None:
+    with db.write() as txn:
+        savepoint = txn.savepoint()
+        with savepoint:
+            txn[NUMBERS][1] = b"a"
+            with pytest.raises(RuntimeError, match="open already"):
+                savepoint.__enter__()
+        with savepoint:
+            txn[NUMBERS][2] = b"b"
+    with db.read() as reader:
+        assert dict(reader[NUMBERS]) == {1: b"a", 2: b"b"}
+
+
 def test_savepoints_have_to_end_in_reverse_order(db: limpet.Database) -> None:
     with db.write() as txn:
         outer, inner = txn.savepoint(), txn.savepoint()

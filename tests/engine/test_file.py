@@ -293,7 +293,7 @@ def test_synced_writes_agree_with_all_ways_of_reading(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("missing", ["the flag", "the rights", "alignment", "the call"])
+@pytest.mark.parametrize("missing", ["the flag", "the rights", "memory", "alignment", "the call"])
 def test_synced_writes_are_done_where_the_cache_cannot_be_passed_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
@@ -312,9 +312,13 @@ def test_synced_writes_are_done_where_the_cache_cannot_be_passed_by(
         monkeypatch.setattr(file_module, "_DIRECT_FLAGS", 0)
     elif missing == "the rights":
         monkeypatch.setattr(file_module, "_DIRECT_FLAGS", file_module._DIRECT_FLAGS | os.O_DIRECTORY)
+    elif missing == "memory":
+        monkeypatch.setattr(file_module, "_LARGEST_DIRECT", 1 << 62)
     else:
         monkeypatch.setattr(file_module, "_pwritev", refuse)
     synced_writes_of(file)
+    assert file._direct is not None
+    assert file._direct._descriptor < 0
     file.close()
 
 
@@ -327,6 +331,12 @@ def test_a_synced_write_goes_to_the_file_that_was_opened_whatever_has_its_name_n
     file.write_synced(4096, b"y" * 4096)
     file.close()
     assert path.read_bytes() == b"x" * 8192
+    file = SYSTEM.open(str(path), writable=True)
+    path.unlink()
+    os.mkfifo(path)
+    file.write_synced(0, b"z" * 4096)  # and does not wait for somebody to read the pipe
+    assert file.read(0, 4097) == b"z" * 4096 + b"x"
+    file.close()
     assert (tmp_path / "b").read_bytes() == bytes(4096) + b"y" * 4096
 
 
