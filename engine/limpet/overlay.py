@@ -72,7 +72,7 @@ class Overlay:
     def changes(self) -> dict[bytes, bytes | None]:
         """All changes in one dict; not to be changed."""
         if self._changes is None:
-            self._changes = {**self.settled, **self.recent}
+            self._changes = _together(self.settled, self.recent)
         return self._changes
 
     def count(self, root_count: int, is_below: Callable[[bytes], bool]) -> int:
@@ -91,6 +91,14 @@ class Overlay:
 
 
 _new_overlay = Overlay.__new__
+
+
+def _together(settled: dict[bytes, bytes | None], recent: dict[bytes, bytes | None]) -> dict[bytes, bytes | None]:
+    """A dict of its own of both. `{**settled}` would put in key by key what has lost keys before."""
+    both = settled.copy()
+    if recent:
+        both.update(recent)
+    return both
 
 
 class TableInfo(NamedTuple):
@@ -511,7 +519,8 @@ class WorkingTree:
         assert above is not None
         if above.sorted is not None and not self.own:
             self._sorted = above.sorted.copy()
-        overlay = self.overlay = {**above.settled, **above.recent, **self.own}
+        overlay = self.overlay = _together(above.settled, above.recent)
+        overlay.update(self.own)
         return overlay
 
     def _keep_sorted(self, key: bytes) -> None:
@@ -545,9 +554,9 @@ class WorkingTree:
     def set(self, key: bytes, value: bytes) -> None:
         own, overlay = self.own, self.overlay
         undo = self._owner.undo
-        if overlay is None and undo is None:
-            above = self.above
-            assert above is not None
+        above = self.above
+        # Once somebody has asked for the order of the keys, it is kept up to date, for which they have to be in one.
+        if overlay is None and undo is None and above is not None and above.sorted is None:
             before = own.get(key, _NOTHING)
             if before is _NOTHING:
                 before = above.recent.get(key, _NOTHING)
@@ -696,7 +705,7 @@ class WorkingTree:
                 assert above is not None
                 settled, recent = above.settled, {**above.recent, **self.own}
                 if len(recent) > _RECENT:
-                    settled, recent = {**settled, **recent}, {}
+                    settled, recent = _together(settled, recent), {}
                 overlay = _new_overlay(Overlay)  # and no __init__, as for a TableView
                 overlay.settled, overlay.recent = settled, recent
                 overlay.entry_count, overlay.counted = count, counted
