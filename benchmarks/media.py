@@ -7,6 +7,7 @@ and sqlite3 make in the same turns, is there for scale.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -36,12 +37,13 @@ def run(run: Run) -> Result:
     folder = run.folder("area")
     with (
         _area(folder / "area") as file,
+        _area(folder / "at-once") as at_once,
         _area(folder / "in-blocks", BLOCK) as in_blocks,
         _area(folder / "past"),
         _direct(folder / "past") as direct,
         opened(run.folder("peers"), only=names) as peers,
     ):
-        writes = _operations(file, in_blocks, direct, random)
+        writes = _operations(file, at_once, in_blocks, direct, random)
         rows = random_rows(random, count)
         commits = {name: partial(_put, peer) for name, peer in peers.items()}
         samples = take_turns({**writes, **commits}, rows, batch=BATCH, warm_up=count // 10)
@@ -52,11 +54,11 @@ def run(run: Run) -> Result:
     result.aim("16 blocks in one place over 1 block", sixteen / one if one and sixteen else None, 2.0, "x")
     result.note(
         "'n blocks' are contiguous, 'n places' lie apart; both with pwrite and fdatasync. 'one call' is pwritev with "
-        "RWF_DSYNC. 'two syncs' is a block and a sync, twice: what a commit with pages and a meta takes at least. "
-        "'appended' grows the file by a block each time."
+        "RWF_DSYNC, one block behind the other, as in a log. 'two syncs' is a block and a sync, twice: what a commit "
+        "with pages and a meta takes at least. 'appended' grows the file by a block each time."
     )
     result.note(
-        "The area was written at once, except for 'cached in blocks': newer Linux keeps what was written at once in "
+        "The areas were written at once, except for 'cached in blocks': newer Linux keeps what was written at once in "
         "units of up to 2 MiB in its cache, and looks through a whole unit to write one block of it. 'past the cache' "
         "is O_DIRECT, as the engine writes its log; the copy into an aligned buffer is included."
     )
@@ -71,7 +73,9 @@ def _put(peer: Peer, row: Row) -> None:
     peer.put(*row)
 
 
-def _operations(file: int, in_blocks: int, direct: int | None, random: Random) -> dict[str, Callable[[Row], None]]:
+def _operations(
+    file: int, at_once: int, in_blocks: int, direct: int | None, random: Random
+) -> dict[str, Callable[[Row], None]]:
     sync = getattr(os, "fdatasync", os.fsync)
     data = random.randbytes(16 * BLOCK)
     places = AREA // BLOCK - 16
@@ -92,18 +96,15 @@ def _operations(file: int, in_blocks: int, direct: int | None, random: Random) -
 
         return write
 
-    def one_call(_: Row) -> None:
-        os.pwritev(file, [data[:BLOCK]], random.randrange(places) * BLOCK, os.RWF_DSYNC)
+    def logged(descriptor: int) -> Callable[[Row], None]:
+        following = itertools.cycle(range(0, AREA, BLOCK))
+        aligned = mmap.mmap(-1, BLOCK)
 
-    def one_call_in_blocks(_: Row) -> None:
-        os.pwritev(in_blocks, [data[:BLOCK]], random.randrange(places) * BLOCK, os.RWF_DSYNC)
+        def write(_: Row) -> None:
+            aligned[:] = data[:BLOCK]
+            os.pwritev(descriptor, [aligned], next(following), os.RWF_DSYNC)
 
-    aligned = mmap.mmap(-1, BLOCK)
-
-    def past_the_cache(_: Row) -> None:
-        assert direct is not None
-        aligned[:] = data[:BLOCK]
-        os.pwritev(direct, [aligned], random.randrange(places) * BLOCK, os.RWF_DSYNC)
+        return write
 
     def two_syncs(_: Row) -> None:
         for _time in range(2):
@@ -118,10 +119,10 @@ def _operations(file: int, in_blocks: int, direct: int | None, random: Random) -
 
     found = {"1 block": blocks(1)}
     if hasattr(os, "RWF_DSYNC"):
-        found["1 block, one call"] = one_call
-        found["1 block, one call, cached in blocks"] = one_call_in_blocks
+        found["the next block, one call"] = logged(at_once)
+        found["the next block, one call, cached in blocks"] = logged(in_blocks)
         if direct is not None:
-            found["1 block, one call, past the cache"] = past_the_cache
+            found["the next block, one call, past the cache"] = logged(direct)
     found |= {f"{count} blocks": blocks(count) for count in (2, 4, 8, 16)}
     found |= {f"{count} places": apart(count) for count in (3, 6)}
     found |= {"1 block, appended": appended, "two syncs": two_syncs}
