@@ -313,9 +313,8 @@ class OSFile(File):
         written = 0
         try:
             if not (offset | size) % _DIRECT_UNIT and size <= _LARGEST_DIRECT:
-                if self._direct is None:
-                    self._direct = _DirectWriter(self.path, self.identity)
-                written = self._direct.write_synced(offset, data)
+                direct = self._direct
+                written = self._first_direct(offset, data) if direct is None else direct.write_synced(offset, data)
             if not written:
                 written = _pwritev(descriptor, [data], offset, _SYNCED)
         except OSError as error:
@@ -323,6 +322,20 @@ class OSFile(File):
                 raise self._named(error) from error
         if written < size:
             super().write_synced(offset + written, data[written:])
+
+    def _first_direct(self, offset: int, data: bytes) -> int:
+        """As `_DirectWriter.write_synced`, and a look whether the cache notices: not all file systems see to that.
+
+        Where it goes on showing what was there before, everything is written by way of the cache, this too.
+        """
+        direct = self._direct = _DirectWriter(self.path, self.identity)
+        if direct.is_open:
+            self.read(offset, len(data))  # now it is in the cache
+        written = direct.write_synced(offset, data)
+        if written and self.read(offset, written) != data[:written]:
+            direct.close()
+            return 0
+        return written
 
     def grow(self, size: int) -> None:
         start = position = self.size()
@@ -464,6 +477,11 @@ class _DirectWriter:
             return
         if (status.st_dev, status.st_ino) != identity:
             self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may write anything."""
+        return self._descriptor >= 0
 
     def write_synced(self, offset: int, data: bytes) -> int:
         """Write, and return when it is on stable storage; returns how many bytes were written, 0 if it cannot be."""

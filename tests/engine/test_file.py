@@ -318,7 +318,26 @@ def test_synced_writes_are_done_where_the_cache_cannot_be_passed_by(
         monkeypatch.setattr(file_module, "_pwritev", refuse)
     synced_writes_of(file)
     assert file._direct is not None
-    assert file._direct._descriptor < 0
+    assert not file._direct.is_open
+    file.close()
+
+
+def test_a_file_system_whose_cache_does_not_notice_is_found_out_by_the_first_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def into_the_void(writer: Any, offset: int, data: bytes) -> int:
+        """As if it had gone to the disk, and the cache went on showing what it has."""
+        del writer, offset
+        return len(data)
+
+    monkeypatch.setattr(file_module._DirectWriter, "write_synced", into_the_void)
+    file = SYSTEM.create(str(tmp_path / "a"))
+    assert isinstance(file, OSFile)
+    file.grow(8192)
+    file.write_synced(4096, b"y" * 4096)
+    assert file.read(4096, 4096) == b"y" * 4096
+    assert file._direct is not None
+    assert not file._direct.is_open
     file.close()
 
 
