@@ -125,15 +125,20 @@ def test_changes_of_all_kinds_are_seen_and_are_there_after_a_crash(
         reader.close()
 
 
-def test_a_delete_is_logged_although_a_savepoint_that_set_the_key_anew_was_undone(
-    open_db: Opener, db_path: Path
-) -> None:
-    db = open_db(db_path)
-    rows = table("rows")
+def with_a_logged_row(open_db: Opener, db_path: Path) -> tuple[limpet.Database, limpet.Table]:
+    """A database with a table of one row, which is in the log and in no tree."""
+    db, rows = open_db(db_path), table("rows")
     with db.write() as txn:
         txn.create(rows)
     with db.write() as txn:
         txn[rows]["k"] = "in the log only"
+    return db, rows
+
+
+def test_a_delete_is_logged_although_a_savepoint_that_set_the_key_anew_was_undone(
+    open_db: Opener, db_path: Path
+) -> None:
+    db, rows = with_a_logged_row(open_db, db_path)
     with db.write() as txn:
         del txn[rows]["k"]
         with suppress(Undone), txn.savepoint():
@@ -144,12 +149,7 @@ def test_a_delete_is_logged_although_a_savepoint_that_set_the_key_anew_was_undon
 
 
 def test_a_delete_is_there_although_the_table_was_renamed_and_got_its_name_back(open_db: Opener, db_path: Path) -> None:
-    db = open_db(db_path)
-    rows = table("rows")
-    with db.write() as txn:
-        txn.create(rows)
-    with db.write() as txn:
-        txn[rows]["k"] = "in the log only"
+    db, rows = with_a_logged_row(open_db, db_path)
     with db.write() as txn:
         del txn[rows]["k"]
         txn.rename("rows", "others")
