@@ -575,14 +575,15 @@ class Committer:
     def _log_commit(self, transaction: WriteTransaction, changes: list[tuple[WorkingTree, Changed]]) -> _Commit | None:
         """Make a transaction's result the tip, to be recorded in the log; None if the log has no room for it."""
         infos: dict[str, TableInfo] = {}
-        encoded = b""
+        parts: list[bytes] = []
         count = 0
         for tree, some in changes:
             info = tree.info()
             assert info is not None
             infos[tree.name] = info
-            encoded += encode_changes(info.tree_id, some)
+            parts.append(encode_changes(info.tree_id, some))
             count += len(some)
+        encoded = b"".join(parts)  # which costs nothing where there is but one
         with self._state:
             tip = self._tip
             if transaction._base is not tip:
