@@ -358,12 +358,14 @@ def _plain_encoder(codecs: tuple[Codec, ...], general: Encoder) -> Encoder:
         for name, codec in zip(names, codecs, strict=True)
     ]
     parts: list[str] = []
+    scope: dict[str, Any] = {"general": general}
     for codec, run in groupby(zip(codecs, names, strict=True), key=lambda pair: pair[0]):
         some = [name for _, name in run]
         if codec is STR:
             parts += [f'{name} + b"\\0"' for name in some]
         else:
             parts.append(f"pack_{len(some)}({', '.join(f'{name} + {_SIGN}' for name in some)})")
+            scope[f"pack_{len(some)}"] = struct.Struct(f">{len(some)}Q").pack
     escaped = " or ".join(f'b"\\0" in {name} or b"\\1" in {name}' for name in texts) or "False"
     lines = [
         "def encode(key):",
@@ -375,8 +377,6 @@ def _plain_encoder(codecs: tuple[Codec, ...], general: Encoder) -> Encoder:
         f"                return {' + '.join(parts)}",
         "    return general(key)",
     ]
-    scope: dict[str, Any] = {"general": general}
-    scope |= {f"pack_{count}": struct.Struct(f">{count}Q").pack for count in range(1, len(codecs) + 1)}
     exec("\n".join(lines), scope)  # made of the numbers and names above, of nothing that is given
     encode: Encoder = scope["encode"]
     return encode

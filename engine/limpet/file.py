@@ -302,8 +302,9 @@ class OSFile(File):
     def write_synced(self, offset: int, data: bytes) -> None:
         """One call of the system where it has one: 130 us for a meta, where pwrite and fdatasync take 150 to 220.
 
-        Whole blocks, as log records are, go past the system's cache where that can be: 3 % less again, and more where
-        the cache keeps what was written at once in large units and looks through all of one to write a page.
+        Whole blocks, as log records are, go past the system's cache where that can be: a little less again, and a sixth
+        where the cache keeps what was written at once in large units and looks through all of one to write a page
+        (`benchmarks media`).
         """
         descriptor = self._descriptor if self._descriptor >= 0 else self._checked()
         if _pwritev is None:

@@ -69,7 +69,7 @@ def test_tuples_sort_element_by_element_and_come_back(data: st.DataObject, shape
 ODD = st.one_of(
     st.text(st.sampled_from("\0\x01a\ud800"), max_size=3),
     st.integers(-(2**63) - 1, 2**63),
-    st.sampled_from([True, None, b"x", 1.5, -(2**63), 2**63 - 1]),
+    st.sampled_from([True, None, b"x", 1.5, -(2**63) - 1, -(2**63), 2**63 - 1, 2**63]),
 )
 
 
@@ -85,6 +85,14 @@ def test_the_generated_encoders_give_what_the_general_ones_give_and_raise_what_t
     assert outcome(encode, key) == outcome(general.encode, key)
     assert outcome(encode_bound, key) == outcome(general.encode_bound, key)
     assert outcome(encode_bound, key[:1]) == outcome(general.encode_bound, key[:1])
+
+
+@pytest.mark.parametrize("text", ["", "a\0b", "a\x01b", "\x01\0", "\u00e9"])
+@pytest.mark.parametrize("number", [0, -1, -(2**63) - 1, -(2**63), 2**63 - 1, 2**63, True])
+def test_the_generated_encoders_know_what_they_have_to_leave_to_the_general_ones(text: str, number: int) -> None:
+    for key in ((text, number), (number, text), (number, number, text, text)):
+        shape = tuple(limpet.STR if isinstance(each, str) else limpet.INT for each in key)
+        assert outcome(codecs.key_functions(shape)[0], key) == outcome(TupleCodec(shape).encode, key)
 
 
 class Named(tuple[Any, ...]):

@@ -25,12 +25,14 @@ class Undone(Exception):
     """Leaves a savepoint or a transaction."""
 
 
-def content_of(transaction: limpet.ReadTransaction | limpet.WriteTransaction) -> Content:
-    """All there is, which has to look the same from every side."""
+def content_of(transaction: limpet.ReadTransaction | limpet.WriteTransaction, *, scanned: bool = True) -> Content:
+    """All there is, which has to look the same from every side; or only what look-ups find, which merge nothing."""
     found: Content = {}
     for name in transaction.tables():
         view = transaction[table(name)]
         found[name] = {key: view[key] for key in KEYS if key in view}
+        if not scanned:
+            continue
         if len(view) % 2 or name == "a":  # not always: counting changes what is known
             assert len(view) == len(found[name])
         assert list(view.items()) == sorted(found[name].items())
@@ -95,6 +97,7 @@ def test_changes_of_all_kinds_are_seen_and_are_there_after_a_crash(
     open_db: Opener, db_path: Path, seed: int, number: int
 ) -> None:
     rng = random.Random(f"{seed} {number}")
+    scanned = number % 2 == 0
     db = open_db(db_path, page_size=512, cache_size=rng.choice([0, 1 << 20]))
     content: Content = {}
     with db.write() as txn:
@@ -107,18 +110,18 @@ def test_changes_of_all_kinds_are_seen_and_are_there_after_a_crash(
         try:
             with db.write() as txn:
                 change(rng, txn, after)
-                assert content_of(txn) == after
+                assert content_of(txn, scanned=scanned) == after
                 if rng.random() < 0.2:
                     raise Undone
             content = after
         except Undone:
             pass
         with db.read() as reader:
-            assert content_of(reader) == content
+            assert content_of(reader, scanned=scanned) == content
         if rng.random() < 0.2:
             held.append((db.read(), content))
         for reader, seen in held:
-            assert content_of(reader) == seen
+            assert content_of(reader, scanned=scanned) == seen
         with crashed(db_path) as copy, copy.read() as reader:
             assert content_of(reader) == content
     for reader, _ in held:
