@@ -116,7 +116,7 @@ def _must_refuse(run: Run) -> None:
     """After the failure: a commit either goes nowhere, or starts from a state that is sound."""
     db = run.db
     assert db is not None
-    if db._failure is None:
+    if db._chain.failure is None:
         return  # the failure was in a backup or a copy, which the database itself does not depend on
     for attempt in (db.write, db.read, db.flush):
         try:

@@ -96,71 +96,68 @@ def _source_of(function: Any) -> str:
 
 
 _RECORD = "limpet.committer:Committer._write_record"
+_WRITE_RECORD = "limpet.record_writer:write"
 _CHECKPOINT = "limpet.committer:Committer._write_checkpoint"
-_SYNC = "limpet.committer:Committer._sync_and_record"
-_ATTACH = "limpet.committer:Committer._attach"
+_SYNC = "limpet.checkpoint:record_meta"
+_TAKE_UP = "limpet.committer:Committer._take_up"
 
 MUTANTS = (
     Mutant(
         "pages are not synced before the meta",
         ("F2", "F1"),
-        (Change(_SYNC, "self._file.sync_all()", "pass"), Change(_SYNC, "self._file.sync()", "pass")),
+        (Change(_SYNC, "books.file.sync_all()", "pass"), Change(_SYNC, "books.file.sync()", "pass")),
     ),
     Mutant(
         "the meta is not synced",
         ("F1", "F2"),
-        (Change(_SYNC, "self._file.write_synced(", "self._file.write("),),
+        (Change(_SYNC, "books.file.write_synced(", "books.file.write("),),
     ),
     Mutant(
         "the meta is written before the pages",
         ("F1", "F2"),
         (
-            Change(_CHECKPOINT, "self._pager.write(work.pages)", "pass"),
+            Change(_CHECKPOINT, "checkpoint.write_pages(books, plan)", "pass"),
             Change(
                 _CHECKPOINT,
-                "        with self._state:\n            self._finish",
-                "        self._pager.write(work.pages)\n        with self._state:\n            self._finish",
+                "    with self._lock:\n        stale",
+                "    checkpoint.write_pages(books, plan)\n    with self._lock:\n        stale",
             ),
         ),
     ),
     Mutant(
         "fdatasync where fsync is needed after growth",
         ("F2", "F1"),
-        (Change(_SYNC, "self._file.sync_all()", "self._file.sync()"),),
+        (Change(_SYNC, "books.file.sync_all()", "books.file.sync()"),),
     ),
     Mutant(
         "growth is not synced",
         ("F2", "F1"),
-        (Change("limpet.committer:Committer._reserve", "self._grew = True", "pass"),),
+        (Change("limpet.books:Extent.reserve", "self.growth += 1", "pass"),),
     ),
     Mutant(
         "pages are reused one commit early",
         ("F1", "F2"),
         (
             Change(
-                "limpet.committer:Committer._horizon_of_metas",
-                "return min(int(meta.txid) for meta in self._metas if meta is not None)",
-                "return int(self._meta().txid)",
+                "limpet.books:Books.reclaim",
+                "min(readers, self.ledger.metas.horizon)",
+                "min(readers, self.ledger.metas.newest.txid)",
             ),
         ),
     ),
     Mutant(
         "freed pages are reused at once",
         ("F1", "F2"),
-        (
-            Change(
-                "limpet.committer:Committer._reclaim", "min(readers, self._horizon_of_metas())", "self._last_txid + 1"
-            ),
-        ),
+        (Change("limpet.books:Books.reclaim", "min(readers, self.ledger.metas.horizon)", "self._chain.last_txid + 1"),),
     ),
     Mutant(
         "pages of open snapshots are reused",
         ("F1", "F14"),
         (
             Change(
-                "limpet.committer:Committer._reclaim",
-                "readers = min([published.txid, *list(self._pins.values())])",
-                "readers = published.txid",
+                "limpet.books:Books._oldest_reader",
+                "return min([newest, *list(self._pins.values())])",
+                "return newest",
             ),
         ),
         workload="readers",
@@ -180,10 +177,11 @@ MUTANTS = (
         ("F1", "F7"),
         (
             Change(
-                _ATTACH,
-                "    self._nonce = meta.nonce\n",
-                "    self._nonce = meta.nonce\n"
-                "    if not choice.clean and not self._read_only:\n"
+                _TAKE_UP,
+                "    pager.use_map()\n",
+                "    pager.use_map()\n"
+                "    from .format import META_PGNOS, encode_meta\n"
+                "    if not choice.clean and not self.read_only:\n"
                 "        slot = 1 - choice.slot\n"
                 "        data = encode_meta(meta, META_PGNOS[slot], pager.checksum, pager.seed)\n"
                 "        file.write(META_PGNOS[slot] * pager.page_size, data)\n",
@@ -193,7 +191,11 @@ MUTANTS = (
     Mutant(
         "no poison after a failed sync",
         ("F5", "F6"),
-        (Change(_RECORD, "self._poison(error)", "pass"), Change(_CHECKPOINT, "self._poison(error)", "pass")),
+        tuple(
+            Change(each, before, "pass")
+            for each in (_RECORD, _CHECKPOINT)
+            for before in ("self.poison(error)", "chain.failure, chain.published = error, None")
+        ),
     ),
     Mutant(
         "checksums are not verified",
@@ -226,9 +228,9 @@ MUTANTS = (
         "the system's cache is trusted after a crash",
         ("F5",),
         (
-            Change(_ATTACH, "if not choice.clean and not self._read_only:", "if False:"),
-            Change(_ATTACH, "glance=not self._read_only", "glance=False"),
-            Change(_ATTACH, "file.drop_cache(FIRST_NODE_PGNO * header.page_size)", "pass"),
+            Change(_TAKE_UP, "if not choice.clean and not self.read_only:", "if False:"),
+            Change(_TAKE_UP, "glance=not self.read_only", "glance=False"),
+            Change(_TAKE_UP, "file.drop_cache(FIRST_NODE_PGNO * header.page_size)", "pass"),
         ),
     ),
     Mutant(
@@ -245,8 +247,8 @@ MUTANTS = (
         ("F1", "F2"),
         (
             Change(
-                _ATTACH,
-                "    if not self._read_only:\n        write_holder(file, header.page_size)",
+                _TAKE_UP,
+                "    if not self.read_only:\n        write_holder(file, header.page_size)",
                 "    write_holder(file, header.page_size)",
             ),
         ),
@@ -254,17 +256,17 @@ MUTANTS = (
     Mutant(
         "the newest meta is overwritten",
         ("F1", "F3"),
-        (Change(_CHECKPOINT, "1 - self._slot", "self._slot"),),
+        (Change("limpet.checkpoint:begin", "1 - ledger.metas.slot", "ledger.metas.slot"),),
     ),
     Mutant(
         "a log record is not synced",
         ("F1", "F2"),
-        (Change(_RECORD, "self._file.write_synced(", "self._file.write("),),
+        (Change(_WRITE_RECORD, "books.file.write_synced(", "books.file.write("),),
     ),
     Mutant(
         "an `os` commit forgets that it was not synced",
         ("F2", "F1"),
-        (Change(_RECORD, "self._log_unsynced = not sync", "pass"),),
+        (Change("limpet.record_writer:begin", "sync or (end.synced and not data)", "True"),),
         workload="durabilities",
     ),
     Mutant(
@@ -291,24 +293,27 @@ MUTANTS = (
     Mutant(
         "the log begins anew after opening",
         ("F1", "F2"),
-        (Change(_ATTACH, "header.page_size, replay.used)", "header.page_size)"),),
+        (
+            Change(_TAKE_UP, "LogEnd(replay.used, ", "LogEnd(0, "),
+            Change(_TAKE_UP, "log.taken = replay.used, 0", "pass"),
+        ),
     ),
     Mutant(
         "a full log is written beyond its end",
         ("F1", "F2"),
-        (Change("limpet.log:Log.add", "self.used + pages > self.size", "False"),),
+        (Change("limpet.log:Log.has_room", "used + pages <= self.size", "True"),),
     ),
     Mutant(
         "the copy of the newest meta is written over it",
         ("F1", "F3"),
-        (Change(_RECORD, "self._write_meta(copy, 1 - self._slot)", "self._write_meta(copy, self._slot)"),),
+        (Change("limpet.record_writer:complete", "1 - books.ledger.metas.slot", "books.ledger.metas.slot"),),
     ),
     Mutant(
         "a checkpoint leaves out what the log says of other tables",
         ("F1", "F2"),
         (
             Change(
-                "limpet.transaction:WriteTransaction._apply_snapshot",
+                "limpet.transaction:WriteTransaction.apply_snapshot",
                 "if info.overlay is not None:",
                 "if False:",
             ),
@@ -331,7 +336,7 @@ MUTANTS = (
         ("F1", "F2"),
         (
             Change(
-                "limpet.overlay:WorkingTree.delete",
+                "limpet.overlay:WorkingTree._delete",
                 "if below or key in self._before():",
                 "if below:",
             ),
@@ -340,34 +345,34 @@ MUTANTS = (
     Mutant(
         "an undone flush keeps its changes for the next record",
         ("F6",),
-        (Change("limpet.committer:Committer._undo_flush", "self._log.forget_after(published.txid)", "pass"),),
+        (Change("limpet.checkpoint:undo", "ledger, chain.shown, taken", "ledger, chain.tip, taken"),),
     ),
     Mutant(
         "a failed flush keeps the pages it took",
         ("F6",),
-        (Change("limpet.committer:Committer._undo_flush", "space.undo(work.taken, work.pending)", "pass"),),
+        (Change("limpet.checkpoint:undo", "space.undo(plan.taken, plan.pending)", "pass"),),
     ),
     Mutant(
         "overflow pages are not freed",
         ("F1", "F2"),
-        (Change("limpet.transaction:WriteTransaction._apply", "for record in edit.dropped:", "for record in ():"),),
+        (Change("limpet.paging:PageWork.apply", "for record in edit.dropped:", "for record in ():"),),
         workload="overflows",
     ),
     Mutant(
         "a table's number of entries is not kept up",
         ("F1", "F2"),
-        (Change("limpet.transaction:WriteTransaction._apply", "tree.count + edit.delta", "tree.count"),),
+        (Change("limpet.paging:PageWork.apply", "tree.count + edit.delta", "tree.count"),),
     ),
     Mutant(
         "an undone savepoint still frees its pages",
         ("F1", "F6"),
         (
             Change(
-                "limpet.transaction:Savepoint._give_back",
-                "txn._pages = None",
-                "work.held.clear(), work.allocated.append(set())",
+                "limpet.transaction:Savepoint._undo",
+                "txn.page_work = None",
+                "work.held.clear()",
             ),
-            Change("limpet.transaction:Savepoint._give_back", "del work.freed[self._freed_count :]", "pass"),
+            Change("limpet.paging:PageWork.undo_savepoint", "del self.freed[freed_count:]", "pass"),
         ),
         workload="mixtures",
     ),
@@ -396,9 +401,12 @@ MUTANTS = (
         "a forked child goes on with the parent's file",
         ("F15",),
         (
-            Change("limpet.committer:Committer.forked", "self._failure = ClosedError(message)", "pass"),
-            Change("limpet.committer:Committer.forked", "self._published = None", "pass"),
-            Change("limpet.committer:Committer.forked", "self._forked = True", "pass"),
+            Change(
+                "limpet.committer:Committer.forked",
+                "self.chain.failure, self.chain.published = ClosedError(message), None",
+                "pass",
+            ),
+            Change("limpet.committer:Committer.forked", "self.forked_child = True", "pass"),
             Change("limpet.file:_close_inherited_files", "if descriptor >= 0:", "if False:"),
             Change(
                 "limpet.file:_close_inherited_files",

@@ -20,7 +20,7 @@ from limpet import (
     Database,
     LimpetError,
     ReadTransaction,
-    committer,  # the modules: steps of growth and the size of the log are tuned
+    books,  # the modules: steps of growth and the size of the log are tuned
     log,
 )
 from limpet.database import open_on
@@ -183,9 +183,9 @@ class Run:
             transaction.abort()
         elif kind == "read":
             reader = db.read()
-            self.readers.append((reader, self.states[-1], db._checkpoint.txid))
+            self.readers.append((reader, self.states[-1], db._committer.books.ledger.base.snapshot.txid))
             if self.monitor is not None:
-                self.monitor.pin(db._checkpoint.txid)
+                self.monitor.pin(db._committer.books.ledger.base.snapshot.txid)
         elif kind == "unread":
             self.end_reader()
         elif kind == "flush":
@@ -219,7 +219,7 @@ class Run:
             self.begun = len(self.states) - 1
             transaction.commit()
         except BaseException:
-            if transaction._open:
+            if transaction.is_open:
                 transaction.abort()
             raise
         if after == self.states[self.begun - 1]:
@@ -277,7 +277,7 @@ class Run:
         db, self.db = self.db, None
         if db is not None:
             self.disk.fault = self.disk.failure = None
-            db._failure = db._failure or LimpetError("abandoned by the test")
+            db._chain.failure = db._chain.failure or LimpetError("abandoned by the test")
             db.close()
 
     def _note(self, error: BaseException) -> None:
@@ -340,11 +340,11 @@ class tuned:  # noqa: N801  # used like a function, as contextlib's own
         self._growth = growth
 
     def __enter__(self) -> None:
-        self._before = committer._MIN_GROWTH, log._MIN_PAGES
-        committer._MIN_GROWTH, log._MIN_PAGES = self._growth, LOG_PAGES
+        self._before = books._MIN_GROWTH, log._MIN_PAGES
+        books._MIN_GROWTH, log._MIN_PAGES = self._growth, LOG_PAGES
 
     def __exit__(self, *_: object) -> None:
-        committer._MIN_GROWTH, log._MIN_PAGES = self._before
+        books._MIN_GROWTH, log._MIN_PAGES = self._before
 
 
 def difference(found: Model, wanted: Model) -> str:
@@ -472,7 +472,7 @@ def _verify(
 
 def abandon(db: Database) -> None:
     """Release a database without writing anything more."""
-    db._failure = db._failure or LimpetError("abandoned by the test")
+    db._chain.failure = db._chain.failure or LimpetError("abandoned by the test")
     db.close()
 
 

@@ -37,11 +37,18 @@ ENGINE_ORDER = [
     "legacy",
     "database",
     "committer",
+    "record_writer",
+    "checkpoint",
     "opening",
     "backup",
     "check",
     "recovery",
+    "books",
     "transaction",
+    "chain",
+    "reader",
+    "snapshot",
+    "paging",
     "table",
     "overlay",
     "codecs",
@@ -97,9 +104,7 @@ STORE_ORDER = [
 ]
 
 # Imports that point upwards all the same, as "importer -> imported", each with its reason.
-UPWARDS: dict[str, str] = {
-    "transaction -> committer": "for type checkers only: a transaction calls back into the database that began it",
-}
+UPWARDS: dict[str, str] = {}
 
 OPTIONAL = {"cffi", "crc32c", "portalocker"}  # the engine works the same without them
 STORE_OPTIONAL = {"xxhash", "yaml", "chatterbot_corpus"}  # the extras redb and demo

@@ -33,8 +33,9 @@ from .errors import (
     UpgradeRequiredError,
 )
 from .inspection import Inspection, inspect
+from .reader import ReadTransaction
 from .table import Table, TableView
-from .transaction import ReadTransaction, Savepoint, WriteTransaction
+from .transaction import Savepoint, WriteTransaction
 from .upgrade import UpgradeResult, upgrade
 
 __all__ = [

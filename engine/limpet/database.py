@@ -6,20 +6,22 @@ import errno
 import logging
 import os
 import threading
-import weakref
 from dataclasses import asdict, dataclass
 from typing import Self
 
 from .backup import Progress, create_beside, first_meta, initialise, new_header, put_in_place, write_copy
+from .chain import DURABILITIES, SYNC
 from .check import Report, check_commit
 from .checksum import KIND_NUMBERS, default_kind
-from .committer import DURABILITIES, SYNC, Committer
-from .errors import BusyError, ClosedError, LockedError, ReadOnlyError
+from .committer import Committer
+from .errors import ClosedError, LockedError
 from .file import File, FileSystem, MemoryFile, OSFileSystem
 from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Txid, valid_page_size
 from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file, remove_quietly
+from .reader import ReadTransaction
 from .recovery import read_log
-from .transaction import ReadTransaction, Snapshot, WriteTransaction
+from .snapshot import Snapshot
+from .transaction import WriteTransaction
 
 _log = logging.getLogger("limpet")
 MEMORY = ":memory:"
@@ -148,30 +150,46 @@ def open_on(
         path = file_system.resolve(path)
         file = open_file(file_system, path, create and not read_only, read_only, lock_timeout, page_size, kind)
     try:
-        return Database(file_system, file, path, read_only=read_only, cache_size=cache_size, durability=durability)
+        committer = Committer(file, path, read_only=read_only, cache_size=cache_size)
+        return Database(file_system, committer, durability)
     except BaseException:
         file.close()
         raise
 
 
-class Database(Committer):
+class Database:
     """An open database. Made by `limpet.open`; use it as a context manager.
 
     Threads: all methods may be called from any thread. A forked child cannot use it and has to
-    open its own.
+    open its own. Signal handlers and finalizers may call everything; what would get in the way of a
+    call that they have interrupted raises BusyError at once, and nothing has happened then. Reading
+    always works.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_chain", "_committer", "_durability", "_file_system", "_pins")
+
+    def __init__(self, file_system: FileSystem, committer: Committer, durability: str) -> None:
+        """Not for users: `limpet.open` makes it."""
+        self._file_system = file_system
+        self._committer = committer
+        self._chain = committer.chain
+        self._pins = committer.pins
+        self._durability = durability
+
+    @property
+    def path(self) -> str:
+        """The path of the file, symbolic links followed; ":memory:" if there is none."""
+        return self._committer.path
 
     @property
     def format_version(self) -> int:
         """The format of the file."""
-        return self._header.format_version
+        return self._committer.books.header.format_version
 
     @property
     def read_only(self) -> bool:
         """Whether the database refuses changes."""
-        return self._read_only
+        return self._committer.read_only
 
     def read(self) -> ReadTransaction:
         """Begin to read the newest commit. Never waits.
@@ -181,18 +199,19 @@ class Database(Committer):
         """
         transaction = ReadTransaction()
         transaction._open = False
-        transaction._view = transaction._others = None
+        transaction._snapshot = transaction._view = transaction._others = None
         transaction._pins = pins = self._pins
+        chain = self._chain
         while True:
-            snapshot = self._published
+            snapshot = chain.published
             if snapshot is None:  # closed, poisoned, or inherited by a fork
                 transaction.close()  # which may have pinned an older one
-                raise self._error()
+                raise self._committer.error()
             transaction._snapshot = snapshot
             transaction.txid = txid = snapshot.txid
             transaction._open = True
             pins[id(transaction)] = txid
-            if self._published is snapshot:
+            if chain.published is snapshot:
                 return transaction
 
     def write(self, *, durability: str | None = None, timeout: float | None = None) -> WriteTransaction:
@@ -201,8 +220,10 @@ class Database(Committer):
         durability  "sync", "os" or "none" for this commit; None: as the database was opened
         timeout     seconds to wait, 0 or more; None: as long as it takes
         returns     a WriteTransaction; it commits at the end of its `with` block
-        raises      BusyError; ReadOnlyError; ClosedError, PoisonedError; CorruptError if the map of
-                    free space is damaged (reading still works then)
+        raises      BusyError: another thread has not ended within `timeout`, or this thread is writing
+                    already, or is in the middle of another call, which a signal handler or a finalizer
+                    has interrupted; ReadOnlyError; ClosedError, PoisonedError; CorruptError if the map
+                    of free space is damaged (reading still works then)
         """
         if durability is None:
             durability = self._durability
@@ -210,37 +231,7 @@ class Database(Committer):
             _check_durability(durability)
         if timeout is not None and not 0 <= timeout <= threading.TIMEOUT_MAX:
             raise ValueError(f"timeout has to be 0 or more seconds, and None for no limit, not {timeout}")
-        if self._failure is not None:
-            raise self._error()
-        if self._read_only:
-            raise ReadOnlyError(f"{self._path} was opened read-only")
-        me = threading.get_ident()
-        if self._writer_thread == me:
-            self._recover_writer()
-            if self._writer_thread == me:
-                raise BusyError(
-                    "this thread has a write transaction open already; end it, or use a savepoint inside it"
-                )
-        if timeout is None:
-            self._writer.acquire()
-        elif not self._writer.acquire(True, timeout):
-            raise BusyError(f"another thread's write transaction did not end within {timeout:g} s")
-        transaction: WriteTransaction | None = None
-        try:
-            if self._failure is not None:  # while it waited
-                raise self._error()
-            self._writer_thread = me
-            if self._space is None:
-                with self._state:
-                    self._loaded_space()
-            transaction = WriteTransaction(self, self._tip, self._last_txid + 1, durability)
-            self._transaction = weakref.ref(transaction)
-            return transaction
-        except BaseException:
-            if transaction is not None:
-                transaction._open = False  # or its end would release the writer once more
-            self._release_writer()
-            raise
+        return self._committer.begin(durability, timeout)
 
     def tables(self) -> list[str]:
         """The names of all tables, in order."""
@@ -250,50 +241,50 @@ class Database(Committer):
     def flush(self) -> None:
         """Make everything committed so far durable.
 
-        raises   OSError, PoisonedError, ClosedError
+        raises   OSError, PoisonedError, ClosedError; BusyError in the middle of another call of this thread
         """
-        self._check_usable()
-        if not self._read_only:
-            with self._flush_lock:
-                self._flush_locked(self._tip.txid, SYNC)
+        self._committer.enter()
+        if not self.read_only:
+            self._committer.flush()
 
     def stats(self) -> Stats:
-        """Numbers about the database. Cost: O(tables)."""
-        self._check_usable()
-        with self._state:
-            page_size = self._header.page_size
+        """Numbers about the database. Cost: O(tables). BusyError in the middle of another call of this thread."""
+        committer, chain = self._committer, self._chain
+        committer.enter()
+        books = committer.books
+        with books.lock:
+            page_size = books.page_size
             pins = list(self._pins.values())
-            space = self._space
+            metas, space = books.ledger.metas, books.ledger.space
             if space is not None:
-                self._reclaim(space)
-            published = self._published
-            assert published is not None
-            newest = self._meta()
-            free = newest.free_count if space is None else space.free_count
-            high_water = newest.high_water if space is None else space.high_water
+                books.reclaim(space)
+            published = chain.published or chain.shown.snapshot
+            free = metas.newest.free_count if space is None else space.free_count
+            high_water = metas.newest.high_water if space is None else space.high_water
             pending = 0 if space is None else space.pending_count
             retained = 0
             if space is not None and pins:
-                retained = space.retained_by_readers(min(published.txid, self._horizon_of_metas()), min(pins))
+                retained = space.retained_by_readers(min(published.txid, metas.horizon), min(pins))
+            log, counts = chain.tip.log, committer.counts
             return Stats(
                 page_size=page_size,
                 txid=published.txid,
-                durable_txid=self._durable_txid,
+                durable_txid=chain.durable_txid,
                 table_count=len(published.tables),
-                file_size=self._file.size(),
+                file_size=books.file.size(),
                 live_size=(high_water - free) * page_size,
                 free_size=(free - pending) * page_size,
                 pending_size=pending * page_size,
                 retained_size=retained * page_size,
-                cache_size=self._cache_size,
-                cached_size=self._pager.cached_size,
-                page_reads=self._pager.read_count,
-                commits=self._commit_count,
-                log_size=self._log.size * page_size if self._log.start else 0,
-                log_used=self._log.used * page_size,
-                flushes=self._flush_count,
-                checkpoints=self._checkpoint_count,
-                syncs=self._sync_count,
+                cache_size=books.pager.cache_size,
+                cached_size=books.pager.cached_size,
+                page_reads=books.pager.read_count,
+                commits=counts.commits,
+                log_size=log.size * page_size if log.start else 0,
+                log_used=log.end.used * page_size,
+                flushes=counts.flushes,
+                checkpoints=counts.checkpoints,
+                syncs=counts.syncs,
                 readers=len(pins),
                 oldest_reader_txid=min(pins, default=None),
             )
@@ -304,19 +295,25 @@ class Database(Committer):
         progress  called now and then with (pages looked at, pages in all)
         returns   a report; damage is in it, not raised. Commits that are only in memory are not
                   part of the file; `flush()` first to have them checked
+        raises    ClosedError, PoisonedError; BusyError in the middle of another call of this thread
         cost      reads the whole file
         """
-        self._check_usable()
-        with self._flush_lock, self._state:
-            newest, older = self._meta(), self._metas[1 - self._slot] or self._meta()
-            log = read_log(self._pager, newest)
-            pager = self._pager
-            token = object()
-            self._pins[id(token)] = older.txid
+        committer = self._committer
+        committer.enter()
+        token = object()
         try:
+            try:
+                with committer.turn.lock, committer.books.lock:
+                    books = committer.books
+                    pager, metas = books.pager, books.ledger.metas
+                    newest, older = metas.newest, metas.other or metas.newest
+                    log = read_log(pager, newest)
+                    self._pins[id(token)] = older.txid
+            finally:
+                committer.turn.ring()
             return check_commit(pager, newest, older if older.txid != newest.txid else None, progress, log=log)
         finally:
-            del self._pins[id(token)]
+            self._pins.pop(id(token), None)
 
     def backup(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
@@ -333,14 +330,15 @@ class Database(Committer):
         if name == MEMORY:
             raise ValueError(f"a backup is a file; {MEMORY!r} is none")
         target = self._file_system.resolve(name)
-        if target == self._path:
+        if target == self.path:
             raise ValueError(f"a backup cannot replace the database itself ({target}); compact() rewrites it in place")
         if not overwrite and self._file_system.exists(target):
             raise FileExistsError(
-                17, "the backup would replace a file; choose another name or pass overwrite=True", target
+                errno.EEXIST, "the backup would replace a file; choose another name or pass overwrite=True", target
             )
         with self.read() as transaction:
             snapshot = transaction._snapshot
+            assert snapshot is not None
             file = self._write_copy(snapshot, target, progress)
             try:
                 put_in_place(self._file_system, file, target, overwrite=overwrite)
@@ -360,46 +358,65 @@ class Database(Committer):
                  FileNotFoundError if it does not have its name any more
         cost     reads and writes all live pages
         """
+        committer = self._committer
         transaction = self.write()
         try:
-            with self._flush_lock:
-                self._flush_locked(self._tip.txid, SYNC)
-                before = self._file.size()
-                if self._path == MEMORY:
+            with committer.turn.lock:
+                committer.flush_in_turn()
+                before = committer.books.file.size()
+                snapshot = self._chain.tip.snapshot
+                if self.path == MEMORY:
                     file: File = MemoryFile()
                     write_copy(
-                        self._pager, self._tip.tables, Txid(self._tip.txid), self._tip.next_tree_id, file, progress
+                        snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress
                     )
+                    committer.switch(file)
                 else:
                     self._check_at_path()
-                    file = self._write_copy(self._tip, self._path, progress)
-                    replacing = False
-                    try:
-                        self._check_at_path()
-                        if not file.try_lock(exclusive=True):
-                            raise LockedError(f"{file.path}: locked by another process as soon as it was made")
-                        replacing = True
-                        put_in_place(self._file_system, file, self._path, overwrite=True)
-                    except BaseException as error:
-                        if replacing and not self._file.is_at_path():
-                            self._poison(error)  # our file has lost its name: what we still wrote would be lost with it
-                        else:
-                            remove_quietly(self._file_system, file.path)
-                        file.close()
-                        raise
-                self._switch(file)
+                    file = self._write_copy(snapshot, self.path, progress)
+                    self._replace_file(file)
                 return before - file.size()
         finally:
-            if transaction._open:
+            if transaction.is_open:
                 transaction.abort()
+            committer.turn.ring()
+
+    def _replace_file(self, file: File) -> None:
+        """Give a finished copy the name of the file, and go on with it. The caller is the writer, and flushes."""
+        committer = self._committer
+        old = committer.books.file
+        is_replacing = False
+        try:
+            self._check_at_path()
+            if not file.try_lock(exclusive=True):
+                raise LockedError(f"{file.path}: locked by another process as soon as it was made")
+            is_replacing = True
+            put_in_place(self._file_system, file, self.path, overwrite=True)
+        except BaseException as error:
+            if not is_replacing or old.is_at_path():
+                remove_quietly(self._file_system, file.path)
+                file.close()
+            elif isinstance(error, OSError):
+                committer.poison(error)  # our file has lost its name: what we still wrote would be lost with it
+                file.close()
+            else:  # an interrupt came after the new file had the name
+                file.path = self.path
+                committer.switch(file)
+            raise
+        try:
+            committer.switch(file)
+        except OSError as error:
+            committer.poison(error)
+            file.close()
+            raise
 
     def _check_at_path(self) -> None:
         """What has our name by now may be somebody else's database."""
-        if not self._file.is_at_path():
+        if not self._committer.books.file.is_at_path():
             raise FileNotFoundError(
                 errno.ENOENT,
                 "the database was moved or replaced since it was opened; to compact it, open it anew",
-                self._path,
+                self.path,
             )
 
     def trim(self) -> int:
@@ -413,26 +430,24 @@ class Database(Committer):
         raises   BusyError if this thread is writing; ReadOnlyError; OSError
         cost     0.1 ms a stretch
         """
+        committer = self._committer
         transaction = self.write()
         try:
-            with self._flush_lock, self._state:
-                space, page_size = self._loaded_space(), self._header.page_size
-                self._reclaim(space)
-                before = self._file.size()
-                end = space.high_water * page_size
-                if before > end:
-                    self._file.truncate(end)
-                    self._capacity = space.high_water
-                saved = max(0, before - end)
+            with committer.turn.lock, committer.books.lock:
+                books = committer.books
+                space, page_size = books.space(), books.page_size
+                books.reclaim(space)
+                saved = books.extent.cut(space.high_water)
                 for start, count in space.stretches(max(1, _SHORTEST_HOLE // page_size)):
-                    if self._file.punch(start * page_size, count * page_size):
+                    if books.file.punch(start * page_size, count * page_size):
                         saved += count * page_size
                 return saved
         finally:
             transaction.abort()
+            committer.turn.ring()
 
     def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
-        file = create_beside(self._file_system, target, self._file)
+        file = create_beside(self._file_system, target, self._committer.books.file)
         try:
             write_copy(snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress)
         except BaseException:
@@ -447,41 +462,26 @@ class Database(Committer):
         Waits for another thread's write transaction; aborts one of this thread. Open read
         transactions fail from here on.
 
-        raises   OSError if the last commits could not be made durable; the file is released even so
+        raises   OSError if the last commits could not be made durable; the file is released even so.
+                 BusyError, in a signal handler or a finalizer that has interrupted a commit or another
+                 call of this thread: that goes on, and the database stays open
         """
-        if self._forked:
-            self._closed = True
-            return
-        transaction = self._transaction() if self._transaction is not None else None
-        if transaction is not None and transaction._open and self._writer_thread == threading.get_ident():
-            transaction.abort()
-        self._recover_writer()
-        with self._writer, self._flush_lock:
-            already, self._closed = self._closed, True
-            if already:
-                return  # another thread was faster
-            try:
-                if self._failure is None and not self._read_only:
-                    self._flush_locked(self._tip.txid, SYNC)
-                    self._close_cleanly()
-            finally:
-                self._failure = self._failure or ClosedError(f"the database {self._path} is closed; open it again")
-                self._published = None
-                for pager in (self._pager, *self._retired):
-                    pager.failure = f"the database {self._path} is closed"
-                    pager.forget()
-                    pager.file.close()
+        self._committer.close()
 
     def __enter__(self) -> Self:
-        self._check_usable()
+        if self._chain.failure is not None:
+            raise self._committer.error()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "poisoned" if self._failure else f"txid {self._tip.txid}"
-        return f"<limpet.Database {self._path!r}, {state}>"
+        failure = self._chain.failure
+        state = f"txid {self._chain.tip.snapshot.txid}"
+        if failure is not None:
+            state = "closed" if isinstance(failure, ClosedError) else "poisoned"
+        return f"<limpet.Database {self.path!r}, {state}>"
 
 
 def _check_durability(durability: str) -> None:

@@ -70,88 +70,57 @@ def region_size(high_water: int, page_size: int) -> int:
     return min(max(_MIN_PAGES, high_water // _SHARE), _MAX_PAGES, _MAX_SIZE // page_size)
 
 
-@dataclass(slots=True)
-class Log:
-    """The open epoch: where its next record goes, and what waits to be in it.
+class LogEnd(NamedTuple):
+    """How far an epoch has come, in the file.
 
-    epoch          stamp of the checkpoint; 0 as long as that is in memory only
-    start, size    the pages of the log; start is 0 as long as it has no place
-    used           pages that the records so far take
-    previous       checksum of the last of them
-    waiting        (txid, encoded changes) of commits that no record has yet
-    change_count   changes since the checkpoint, waiting ones included
-    doubled        whether both metas name the epoch, so that no single bad page can hide it
+    used      pages that its records take
+    previous  checksum of the last of them
+    synced    whether all of them are on stable storage
+    doubled   whether both metas name the epoch, so that no single bad page can hide it
+    """
+
+    used: int = 0
+    previous: int = 0
+    synced: bool = True
+    doubled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Log:
+    """An epoch: where its next record goes. What waits to be in it is in the chain (chain.py).
+
+    epoch   stamp of the checkpoint; 0 as long as that is in memory only
+    start   first page of the log; 0 as long as it has no place
+    size    its pages
+    end     how far it has come
+    taken   (pages, bytes of changes) of all records so far, with the one that is being written: it may
+            take a page more than it would together with what comes after it
     """
 
     epoch: int
     start: int
     size: int
     page_size: int
-    used: int = 0
-    previous: int = 0
-    waiting: list[tuple[int, bytes]] = field(default_factory=list)
-    waiting_size: int = 0
-    change_count: int = 0
-    doubled: bool = False
+    end: LogEnd = field(default_factory=LogEnd)
+    taken: tuple[int, int] = (0, 0)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was committed since the checkpoint."""
-        return not self.used and not self.waiting
+    def has_room(self, size: int, own: int, count: int) -> bool:
+        """Whether one more commit can wait for the next record.
 
-    def add(self, txid: int, changes: bytes, change_count: int) -> bool:
-        """Let a commit wait for the next record; False if the log has no room for it."""
-        size = len(changes)
-        waiting = self.waiting_size + size
-        pages = own = 1
-        if LOG_CHANGES_AT + waiting > self.page_size:
-            pages, own = log_record_pages(waiting, self.page_size), log_record_pages(size, self.page_size)
-        if (
-            self.used + pages > self.size
-            or self.change_count + change_count > _MAX_CHANGES
-            or (own > 1 and own * _LARGEST_SHARE > self.size)
-        ):
-            return False
-        self.waiting.append((txid, changes))
-        self.waiting_size = waiting
-        self.change_count += change_count
-        return True
-
-    def take(
-        self, stamp: int, durable_txid: int, commit_us: int, checksum: ChecksumFunction, seed: int
-    ) -> tuple[int, bytes, list[tuple[int, bytes]]]:
-        """A record of all that waits, whose pages are taken with it.
-
-        returns  (its checksum, the record, what `put_back` needs)
+        size   bytes of changes since the epoch began, its own included
+        own    bytes of its own
+        count  changes since the epoch began, its own included
         """
-        taken = self.waiting
-        changes = taken[0][1] if len(taken) == 1 else b"".join([changes for _, changes in taken])
-        self.waiting, self.waiting_size = [], 0
-        found, record = encode_record(
-            changes,
-            self.start + self.used,
-            stamp,
-            self.epoch,
-            self.previous,
-            durable_txid,
-            commit_us,
-            self.page_size,
-            checksum,
-            seed,
+        used, taken = self.taken
+        waiting = size - taken
+        pages = own_pages = 1
+        if LOG_CHANGES_AT + waiting > self.page_size:
+            pages, own_pages = log_record_pages(waiting, self.page_size), log_record_pages(own, self.page_size)
+        return (
+            used + pages <= self.size
+            and count <= _MAX_CHANGES
+            and (own_pages == 1 or own_pages * _LARGEST_SHARE <= self.size)
         )
-        self.used += len(record) // self.page_size
-        return found, record, taken
-
-    def put_back(self, taken: list[tuple[int, bytes]]) -> None:
-        """The record could not be written."""
-        size = sum(len(changes) for _, changes in taken)
-        self.used -= log_record_pages(size, self.page_size)
-        self.waiting, self.waiting_size = taken + self.waiting, size + self.waiting_size
-
-    def forget_after(self, txid: int) -> None:
-        """Commits newer than `txid` were undone."""
-        self.waiting = [(each, changes) for each, changes in self.waiting if each <= txid]
-        self.waiting_size = sum(len(changes) for _, changes in self.waiting)
 
 
 # -- encoding ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ leaf is in memory, 25 us when it is not, and the rest of such a commit 40 us.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from . import btree
 from .codecs import Codec, KeyCodec
-from .errors import ClosedError, CorruptError, ReadOnlyError
+from .errors import BusyError, ClosedError, CorruptError, ReadOnlyError
 from .format import MAX_VALUE_SIZE
 from .node import Overflow
 from .pager import Pager
@@ -359,10 +360,17 @@ class WorkingState(NamedTuple):
 
 
 class Owner(Protocol):
-    """What a working tree needs of its transaction."""
+    """What a working tree needs of its transaction.
+
+    step     the lock under which it is changed; in_step says whether this thread is at it already
+    spoil    told when an exception stops a change half-way
+    """
 
     undo: list[tuple[Callable[..., None], tuple[Any, ...]]] | None
+    step: threading.RLock
+    in_step: Callable[[], bool]
 
+    def spoil(self, error: BaseException) -> None: ...
     def new_tree_id(self) -> int: ...
     def grown(self, size: int) -> None: ...
     def free_tree(self, root: int, tree_id: int) -> None: ...
@@ -390,10 +398,12 @@ class WorkingTree:
 
     __slots__ = (
         "_grown",
+        "_in_step",
         "_inline_limit",
         "_owner",
         "_pager",
         "_sorted",
+        "_step",
         "_unasked",
         "above",
         "base",
@@ -421,6 +431,7 @@ class WorkingTree:
         self._pager = pager
         self.max_key_size = pager.max_key_size
         self._owner = owner
+        self._step, self._in_step = owner.step, owner.in_step
         self._inline_limit = pager.max_inline_entry
         self._grown = 0  # bytes of overlay that the transaction has not been told of
         self.has_large = False  # whether a value was set that belongs on overflow pages
@@ -491,6 +502,16 @@ class WorkingTree:
 
     def scan(self, low: bytes | None, high: bytes | None, *, reverse: bool = False) -> Iterator[Batch]:
         """Valid until the tree changes; the caller watches `version` and begins anew."""
+        batches = self._scan(low, high, reverse)
+        while True:
+            self._refuse_in_step()
+            with self._step:  # merging looks at what a change may be in the middle of
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _scan(self, low: bytes | None, high: bytes | None, reverse: bool) -> Iterator[Batch]:
         self._unasked = 0
         overlay, above = self.overlay, self.above
         if overlay is None and above is not None and not self.own:
@@ -534,24 +555,52 @@ class WorkingTree:
 
     def entry_count(self) -> int:
         """O(1), but for one look-up, once, of each key set since somebody last asked."""
-        below = self.count if self.above is None else self.above.count(self.count, self._is_below)
+        if not self.unresolved:
+            return self._count_below() + self.delta
+        self._refuse_in_step()
+        with self._step:
+            return self._resolved_count()
+
+    def _count_below(self) -> int:
+        return self.count if self.above is None else self.above.count(self.count, self._is_below)
+
+    def _resolved_count(self) -> int:
         if self.unresolved:
+            delta = self.delta + sum(not self._is_below(key) for key in self.unresolved)
             if self._owner.undo is not None:
                 self._owner.undo.append((self._undo_resolution, (self.delta, self.unresolved)))
-            self.delta += sum(not self._is_below(key) for key in self.unresolved)
-            self.unresolved = set()
-        return below + self.delta
+            self.delta, self.unresolved = delta, set()
+        return self._count_below() + self.delta
 
     # -- writing ---------------------------------------------------------------------------------
+    #
+    # Each change is a step of the transaction, see there.
+
+    def _refuse_in_step(self) -> None:
+        if self._in_step():
+            raise in_the_middle()
 
     def create(self, codecs: tuple[KeyCodec, Codec]) -> None:
         """Begin a table that does not exist."""
-        self._remember_state()
-        self.codecs = codecs
-        self.tree_id = self._owner.new_tree_id()
-        self.changed = True
+        self._refuse_in_step()
+        with self._step:
+            if self.codecs is not None:
+                return
+            tree_id = self._owner.new_tree_id()
+            self.remember_state()
+            self.codecs, self.tree_id, self.changed = codecs, tree_id, True
 
     def set(self, key: bytes, value: bytes) -> None:
+        if self._in_step():
+            raise in_the_middle()
+        with self._step:
+            try:
+                self._set(key, value)
+            except BaseException as error:
+                self._owner.spoil(error)
+                raise
+
+    def _set(self, key: bytes, value: bytes) -> None:
         own, overlay = self.own, self.overlay
         undo = self._owner.undo
         above = self.above
@@ -596,10 +645,19 @@ class WorkingTree:
         size     bytes of all keys and values
         longest  bytes of the largest entry, or more
         """
-        if self._owner.undo is not None:
-            for key, value in zip(keys, values, strict=True):
-                self.set(key, value)
-            return
+        self._refuse_in_step()
+        with self._step:
+            try:
+                if self._owner.undo is None:
+                    self._set_many(keys, values, size, longest)
+                    return
+                for key, value in zip(keys, values, strict=True):
+                    self._set(key, value)
+            except BaseException as error:
+                self._owner.spoil(error)
+                raise
+
+    def _set_many(self, keys: list[bytes], values: list[bytes], size: int, longest: int) -> None:
         overlay = self._merge() if self.overlay is None else self.overlay
         if overlay is not self.own:
             self.own.update(zip(keys, values, strict=True))
@@ -626,13 +684,24 @@ class WorkingTree:
         self._owner.grown(grown)
 
     def delete(self, key: bytes) -> bool:
-        overlay = self._merge() if self.overlay is None else self.overlay
-        before = overlay.get(key, _NOTHING)
-        if before is None:
-            return False
-        below = self._is_below(key)
-        if before is _NOTHING and not below:
-            return False
+        self._refuse_in_step()
+        with self._step:
+            overlay = self._merge() if self.overlay is None else self.overlay
+            before = overlay.get(key, _NOTHING)
+            if before is None:
+                return False
+            below = self._is_below(key)
+            if before is _NOTHING and not below:
+                return False
+            try:
+                self._delete(key, overlay, before, below)
+            except BaseException as error:
+                self._owner.spoil(error)
+                raise
+            return True
+
+    def _delete(self, key: bytes, overlay: dict[bytes, bytes | None], before: Any, below: bool) -> None:
+        """Delete an entry that is there: `before` is what the overlay has for it, `below` whether the tree has it."""
         undo = self._owner.undo
         if undo is not None:
             note = key, before, self.own.get(key, _NOTHING), self.delta, key in self.unresolved
@@ -660,7 +729,6 @@ class WorkingTree:
         self._grown += len(key) + _ENTRY_OVERHEAD
         if self._grown > _REPORTED:
             self._report()
-        return True
 
     def delete_range(self, low: bytes | None, high: bytes | None) -> int:
         if low is None and high is None:
@@ -673,9 +741,18 @@ class WorkingTree:
         return len(doomed)
 
     def clear(self) -> None:
+        self._refuse_in_step()
+        with self._step:
+            try:
+                self._clear()
+            except BaseException as error:
+                self._owner.spoil(error)
+                raise
+
+    def _clear(self) -> None:
         if self.codecs is None or not (self.root or self.changes()):
             return
-        self._remember_state()
+        self.remember_state()
         if self.root:
             try:
                 self._owner.free_tree(self.root, self.tree_id)
@@ -688,6 +765,23 @@ class WorkingTree:
             self.own, self.rebuilt = dict.fromkeys(self._before()), rebuilt
         self.changed = True
 
+    def drop(self) -> None:
+        """The table does not exist any more. Part of a step of the transaction."""
+        self._clear()
+        self.remember_state()
+        self.restore(self.state()._replace(codecs=None, tree_id=0))
+        self.changed = True
+
+    def move_to(self, target: WorkingTree) -> None:
+        """Give everything, none of which is in the overlay, to the tree of another name. Part of a step."""
+        for each in (self, target):
+            each.remember_state()
+            each.changed = True
+        self.replace_content(self.root, self.count, self.rows)  # nothing is on top; the dict for that may be shared
+        target.restore(self.state())
+        self.replace_content(0, 0)
+        self.restore(self.state()._replace(codecs=None, tree_id=0))
+
     def info(self) -> TableInfo | None:
         """The table as the next snapshot has it; None if there is none. The tree must not be changed after this."""
         if self.codecs is None:
@@ -698,7 +792,7 @@ class WorkingTree:
             count = None
             counted = above is not None and above.counted
             if counted or (not self.unresolved and (above is None or above.entry_count is not None)):
-                count = self.entry_count()
+                count = self._resolved_count()
             if merged is not None:
                 overlay = Overlay(merged, {}, self._sorted, count, counted)
             else:
@@ -774,7 +868,8 @@ class WorkingTree:
         self._sorted = None
         self.version += 1
 
-    def _remember_state(self) -> None:
+    def remember_state(self) -> None:
+        """Inside a savepoint: leave a note of how to come back to where the tree is now."""
         if self._owner.undo is not None:
             self._owner.undo.append((self.restore, (self.state(),)))
 
@@ -795,6 +890,14 @@ class WorkingTree:
             self.unresolved.discard(key)
         self._sorted = None
         self.version += 1
+
+
+def in_the_middle() -> BusyError:
+    """What a step answers to somebody who comes in the middle of another one."""
+    return BusyError(
+        "this thread is in the middle of a change of the same transaction, which a signal handler or a finalizer "
+        "has interrupted; do it after that"
+    )
 
 
 class _EndedTree:

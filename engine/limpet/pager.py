@@ -16,7 +16,8 @@ Rows that were asked for again take up to half of the budget (row_cache.py).
 Held pages belong to commits that are in memory and not yet in the file.
 
 Threads: everything here may be called from any thread. Dict look-ups need no lock; the
-bookkeeping of the cache has one of its own, which is never held during I/O.
+bookkeeping of the cache has one of its own, which is never held during I/O. A signal handler or a
+finalizer that reads in the middle of it (`is_busy`) reads past the cache; others do not get this far.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from .format import (
 )
 from .node import Leaf, Node, Overflow, decode_node
 from .row_cache import RowCache, size_of
+from .turn import owner_of
 
 _NO_CHANGES: Mapping[bytes, bytes | None] = MappingProxyType({})
 
@@ -56,7 +58,7 @@ class Pager:
 
     __slots__ = (
         "__weakref__",
-        "_cache_size",
+        "cache_size",
         "_cold",
         "_cold_size",
         "_hot_size",
@@ -72,6 +74,7 @@ class Pager:
         "header",
         "held",
         "hot",
+        "is_busy",
         "max_inline_entry",
         "max_key_size",
         "page_size",
@@ -79,8 +82,11 @@ class Pager:
         "seed",
     )
 
-    def __init__(self, file: File, header: Header, cache_size: int) -> None:
-        """Read pages of `file`, keeping at most `cache_size` bytes of them decoded."""
+    def __init__(self, file: File, header: Header, cache_size: int, cache_lock: threading.RLock | None = None) -> None:
+        """Read pages of `file`, keeping at most `cache_size` bytes of them decoded.
+
+        cache_lock  for the bookkeeping of the cache; the pagers of one database share one
+        """
         self.file = file
         self.header = header
         self.page_size = header.page_size
@@ -95,12 +101,13 @@ class Pager:
         self._cold: dict[int, Node] = {}
         self._hot_size = 0
         self._cold_size = 0
-        self._cache_size = cache_size
+        self.cache_size = cache_size
         self._row_caches: weakref.WeakSet[RowCache] = weakref.WeakSet()  # their tables own them
         self._rows_size = 0  # bytes in them
         self._rows_gone: list[int] = []  # of those that are gone, not yet taken from that
         self._refused_size = 0  # bytes of rows that found no room since they were last emptied
-        self._lock = threading.Lock()
+        self._lock = cache_lock or threading.RLock()
+        self.is_busy = owner_of(self._lock)  # whether this thread is in the middle of the bookkeeping
         self.read_count = 0
 
     # -- reading ---------------------------------------------------------------------------------
@@ -124,7 +131,7 @@ class Pager:
         node = self.hot.get(ref) or self._cold.get(ref)
         if node is None:
             node = decode_node(self.page(ref), ref_pgno(ref), tree_id)
-            if self._hot_size + self._cold_size + self._rows_size + node.memory <= self._cache_size:
+            if self._hot_size + self._cold_size + self._rows_size + node.memory <= self.cache_size:
                 self.remember(ref, node)
         return node
 
@@ -190,6 +197,8 @@ class Pager:
 
     def remember(self, ref: int, node: Node) -> None:
         """Put a node among the hot."""
+        if self.is_busy():
+            return
         with self._lock:
             if ref in self.hot:
                 return
@@ -198,7 +207,7 @@ class Pager:
                 self._cold_size -= moved.memory
             self.hot[ref] = node
             self._hot_size += node.memory
-            if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
+            if self._hot_size + self._cold_size + self._rows_size > self.cache_size:
                 self._evict()
 
     def renew(self, written: Mapping[int, Node | None]) -> None:
@@ -209,7 +218,7 @@ class Pager:
                 if node is not None:
                     self.hot[ref] = node
                     self._hot_size += node.memory
-            if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
+            if self._hot_size + self._cold_size + self._rows_size > self.cache_size:
                 self._evict()
 
     def discard(self, refs: Iterable[int]) -> None:
@@ -239,20 +248,22 @@ class Pager:
         all of them go, and those that are still asked for come back.
         """
         leaf.hits = -_PAUSE
+        if self.is_busy():
+            return
         with self._lock:
             self._count_rows()
             rows = cache.missing(leaf)
             size = size_of(rows)
-            if not rows or self.failure is not None or not self._cache_size:
+            if not rows or self.failure is not None or not self.cache_size:
                 return
-            if self._rows_size + size > self._cache_size // _ROWS_SHARE:
+            if self._rows_size + size > self.cache_size // _ROWS_SHARE:
                 self._refused_size += size
-                if self._refused_size < self._cache_size // _ROWS_SHARE:
+                if self._refused_size < self.cache_size // _ROWS_SHARE:
                     return
                 self._forget_rows()
             cache.add(rows, size)
             self._rows_size += size
-            if self._hot_size + self._cold_size + self._rows_size > self._cache_size:
+            if self._hot_size + self._cold_size + self._rows_size > self.cache_size:
                 self._evict()
 
     def _count_rows(self) -> None:
@@ -272,7 +283,7 @@ class Pager:
             self._cold, self._cold_size = self.hot, self._hot_size
             self.hot, self._hot_size = {}, 0
         self._count_rows()
-        excess = self._hot_size + self._cold_size + self._rows_size - self._cache_size + self._cache_size // 16
+        excess = self._hot_size + self._cold_size + self._rows_size - self.cache_size + self.cache_size // 16
         victims = []
         for ref, node in self._cold.items():
             if excess <= 0:
@@ -298,7 +309,8 @@ class Pager:
 
     def abandon(self, why: str) -> None:
         """In a forked child: read nothing any more, from the cache neither. The parent may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.is_busy = owner_of(self._lock)
         self.failure = why
         self.forget()
 

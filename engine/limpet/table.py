@@ -84,7 +84,9 @@ class TableView(MutableMapping[Any, Any]):
     too large; ReadOnlyError for a change through a read transaction; CorruptError for damage.
     """
 
-    __slots__ = ("_known", "_met", "_table", "_tree")
+    __slots__ = ("_keeper", "_known", "_met", "_table", "_tree")
+
+    _keeper: object  # set when its transaction was forgotten: what keeps the snapshot for it (reader.py)
 
     def __init__(self, table: Table, tree: Tree) -> None:
         """Not for users: `txn[TABLE]` makes it."""

@@ -1,76 +1,159 @@
-"""A lock whose waiters are let go as soon as somebody else has done their work."""
+"""Who may go next: the seat of the one writer, and the turn to flush.
+
+Any Python code may run between any two lines of ours: a signal handler, a finalizer, a trace
+function; and an exception may come up there. Two rules make that harmless here:
+
+- Who owns a lock is known to the interpreter, not to a variable of ours beside the lock. So every
+  lock is an RLock that is entered by `with`, which no interrupt can divide, and `is_mine` asks it.
+  It is never entered twice all the same: who comes in from outside looks at `is_mine` first and
+  raises BusyError (`Committer`).
+- The writer is a transaction that is open. When it is over, or was forgotten, the seat is free,
+  whether or not somebody got as far as saying so.
+
+Waiting is done at a bell, a lock of one's own that somebody else releases. A ring that an
+interrupt swallowed costs a waiter `_LOST_RING_S`, not its life: it then looks for itself.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
+import weakref
+from collections import deque
 from collections.abc import Callable
+from typing import Protocol
+
+_LOST_RING_S = 0.2  # seconds; long against a flush, so that looking costs nothing
+
+
+def owner_of(lock: threading.RLock) -> Callable[[], bool]:
+    """A function that says whether the calling thread has the lock. Cost: 20 ns."""
+    found: Callable[[], bool] = lock._is_owned  # type: ignore[attr-defined]  # as threading.Condition asks it
+    return found
+
+
+class Holder(Protocol):
+    """Who may have the seat: it has it as long as it is open."""
+
+    is_open: bool
+    thread: int  # which began it, by threading.get_ident()
+
+
+class Seat:
+    """The place of the writer: one at a time, held until it is over."""
+
+    __slots__ = ("_guard", "_holder", "_waiting", "is_mine")
+
+    def __init__(self) -> None:
+        self._guard = threading.RLock()
+        self.is_mine = owner_of(self._guard)  # whether this thread is just taking or leaving it
+        self._holder: weakref.ref[Holder] | None = None  # weak: who was forgotten must be collected
+        self._waiting: deque[threading.Lock] = deque()  # bells, in the order of their coming
+
+    def holder(self) -> Holder | None:
+        """Who has it; None if it is free."""
+        reference = self._holder
+        if reference is None:
+            return None
+        holder = reference()
+        return holder if holder is not None and holder.is_open else None
+
+    def take(self, holder: Holder, timeout_s: float | None) -> bool:
+        """Let `holder`, which is open, have it; waits until it is free.
+
+        timeout_s  seconds to wait, 0 or more; None: as long as it takes
+        returns    False if it did not become free in time
+        After an interrupt it may be taken or not: call `leave` in any case
+        """
+        reference = weakref.ref(holder)
+        if self._try(reference):
+            return True
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        bell = threading.Lock()
+        bell.acquire()
+        try:
+            while True:
+                if bell not in self._waiting:
+                    self._waiting.append(bell)
+                if self._try(reference):
+                    return True
+                pause_s = _LOST_RING_S
+                if end is not None:
+                    pause_s = min(pause_s, end - time.monotonic())
+                    if pause_s <= 0:
+                        return False
+                bell.acquire(True, pause_s)
+        finally:
+            if bell in self._waiting:
+                self._waiting.remove(bell)
+            elif self.holder() is None:  # it was rung for us, and we do not stay
+                self._ring()
+
+    def _try(self, reference: weakref.ref[Holder]) -> bool:
+        with self._guard:
+            if self.holder() is not None:
+                return False
+            self._holder = reference
+            return True
+
+    def leave(self, holder: Holder) -> None:
+        """The holder is over: let the next one have it. Nothing happens if it does not have it."""
+        with self._guard:
+            reference = self._holder
+            if reference is not None and reference() in (holder, None):
+                self._holder = None
+        if self._waiting:
+            self._ring()
+
+    def _ring(self) -> None:
+        try:
+            self._waiting.popleft().release()
+        except (IndexError, RuntimeError):
+            pass  # nobody waits any more, or has not yet heard the ring before
 
 
 class Turn:
     """The flush lock. Who waits for it is let go as soon as somebody's flush has done what they wait for.
 
-    With a plain lock, committers who have long been served queue up behind the next flush, which
+    With the lock alone, committers who have long been served queue up behind the next flush, which
     then carries only the commits of those few who did not. With a condition, each flush wakes all
-    who wait, most of them in vain. So each waits at a lock of its own, its bell; whoever ends its
-    turn rings for those who are served and for the one whose turn is next.
+    who wait, most of them in vain. So each waits at a bell; whoever ends its turn rings for those
+    who are served, and for the first of the others.
+
+    lock   enter it by `with`; then set `busy`, and reset it before the end; call `ring` afterwards
+    busy   whether a flush is under way: only a hint that waiting at a bell is better than at the lock
     """
 
-    __slots__ = ("_guard", "_owner", "_waiting")
+    __slots__ = ("_waiting", "busy", "is_mine", "lock")
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._owner: int | None = None  # the thread that has it
-        self._waiting: dict[int, tuple[threading.Lock, Callable[[], bool]]] = {}  # in the order of their coming
+        self.lock = threading.RLock()
+        self.is_mine = owner_of(self.lock)
+        self.busy = False
+        self._waiting: dict[threading.Lock, Callable[[], bool]] = {}  # in the order of their coming
 
-    def take(self) -> bool:
-        """Take the turn if it is free. Most are: 0.3 us less than by `wait`. Call `release` in any case, as there."""
-        with self._guard:
-            if self._owner is None:
-                self._owner = threading.get_ident()
-                return True
-        return False
-
-    def wait(self, served: Callable[[], bool]) -> bool:
-        """Take the turn, or return False once `served` holds. Call `release` in any case, whatever happens."""
-        me = threading.get_ident()
-        with self._guard:
-            if self._owner in (None, me):  # ours: left over from an interrupted release
-                if served():
-                    return False
-                self._owner = me
-                return True
-            bell = threading.Lock()
-            bell.acquire()
-            self._waiting[me] = bell, served
+    def wait(self, is_served: Callable[[], bool]) -> None:
+        """Return when somebody has done it for us, or when it may be our turn: then try the lock."""
+        bell = threading.Lock()
         bell.acquire()
-        return self._owner == me
-
-    def release(self) -> None:
-        """Let the next one have it, if it is ours: an interrupted `wait` may have taken it or not."""
-        me = threading.get_ident()
-        with self._guard:
-            if self._waiting:
-                self._waiting.pop(me, None)
-            if self._owner != me:
-                return
-            self._owner = None
-            if not self._waiting:
-                return
-            for thread, (bell, served) in list(self._waiting.items()):
-                if served():
-                    del self._waiting[thread]
-                    bell.release()
-                elif self._owner is None:
-                    self._owner = thread
-                    del self._waiting[thread]
-                    bell.release()
-
-    def __enter__(self) -> None:
         try:
-            self.wait(lambda: False)
-        except BaseException:
-            self.release()
-            raise
+            while True:
+                self._waiting[bell] = is_served
+                if not self.busy or is_served() or not bell.acquire(True, _LOST_RING_S):
+                    return
+        finally:
+            self._waiting.pop(bell, None)
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    def ring(self) -> None:
+        """The lock is free again, or will be at once: wake those who are served, and one who may go next."""
+        if not self._waiting:
+            return
+        has_next = False
+        for bell, is_served in list(self._waiting.items()):
+            if is_served() or not has_next:
+                has_next = has_next or not is_served()
+                if self._waiting.pop(bell, None) is not None:
+                    try:
+                        bell.release()
+                    except RuntimeError:
+                        pass  # it has not yet heard the ring before

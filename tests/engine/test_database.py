@@ -414,7 +414,7 @@ def test_who_saw_a_commit_on_its_way_to_the_disk_is_let_go_only_when_it_is_there
         with db.write() as txn:
             txn[NUMBERS][0] = b"the log is in use"
         reached, go_on = threading.Event(), threading.Event()
-        write_synced = db._file.write_synced
+        write_synced = db._committer.books.file.write_synced
 
         def slow(offset: int, data: bytes) -> None:
             reached.set()
@@ -436,7 +436,7 @@ def test_who_saw_a_commit_on_its_way_to_the_disk_is_let_go_only_when_it_is_there
                     raise KeyError
             told.set()
 
-        with mock.patch.object(db._file, "write_synced", slow):
+        with mock.patch.object(db._committer.books.file, "write_synced", slow):
             threads = [threading.Thread(target=commit), threading.Thread(target=look)]
             threads[0].start()
             assert reached.wait(20)

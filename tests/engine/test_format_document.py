@@ -434,7 +434,8 @@ def example(folder: Path) -> bytes:
     with (
         mock.patch("limpet.backup.now_us", return_value=EXAMPLE_US),
         mock.patch("limpet.backup.random_bytes", not_random),
-        mock.patch("limpet.committer.now_us", return_value=EXAMPLE_US),
+        mock.patch("limpet.checkpoint.now_us", return_value=EXAMPLE_US),
+        mock.patch("limpet.record_writer.now_us", return_value=EXAMPLE_US),
         mock.patch("limpet.committer.random_bytes", not_random),
         mock.patch("limpet.opening.describe_process", return_value=holder),
         limpet.open(folder / "example.limpet", page_size=512, checksum="crc32") as database,

@@ -89,6 +89,7 @@ def test_an_undone_commit_leaves_no_trace() -> None:
     grown = (bytes(space._bits), space.free_count, space.reusable_count + 4, space.pending_count)
     undo = space.commit(2, taken, [5, 6], [7])
     space.undo(taken, undo)
+    space.give_back(taken)
     after = (bytes(space._bits), space.free_count, space.reusable_count, space.pending_count)
     assert after in (before, grown)
     assert space.reclaim(100, 100) == []

@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
     def opened(self) -> limpet.Database:
         if self.db is None:
             self.db = limpet.open(self.folder / "db", page_size=self.page_size, cache_size=self.cache_size)
-            self.db._overlay_limit = self.overlay_limit  # small: changes are applied early all the time
+            self.db._committer.overlay_limit = self.overlay_limit  # small: changes are applied early all the time
         return self.db
 
     @initialize(durability=DURABILITIES, changes=STEPS)

@@ -10,7 +10,7 @@ import pytest
 import limpet
 from limpet.errors import CorruptError
 from limpet.format import META_PGNOS, META_SIZE, Meta, Ref, Txid, make_stamp
-from limpet.log import Log, Replay, encode_changes, encode_record, replay
+from limpet.log import Log, LogEnd, Replay, encode_changes, encode_record, replay
 from limpet.recovery import Choice, choose
 
 NUMBERS = limpet.Table("numbers", key=limpet.INT, value=limpet.BYTES)
@@ -219,20 +219,23 @@ def test_a_record_that_reaches_beyond_the_log_does_not_count() -> None:
 
 def test_a_log_says_what_it_has_room_for() -> None:
     log = Log(1, START, SIZE, PAGE)
-    assert not log.add(1, bytes(4 * PAGE), 1), "more than a quarter"
-    assert not log.add(1, bytes(100), 5000), "too many changes"
-    assert log.is_empty
-    taken: list[tuple[int, bytes]] = []
-    for txid in range(SIZE):
-        assert log.add(txid, bytes(100), 1)
-        _, record, taken = log.take(make_stamp(txid, 0), 0, 0, zlib.crc32, 0)
-        assert (len(record), taken) == (PAGE, [(txid, bytes(100))])
-    assert not log.add(SIZE, b"x", 1)
-    log.put_back(taken)
-    assert log.used == SIZE - 1
-    assert log.waiting_size == 100
-    log.forget_after(0)
-    assert (log.waiting, log.waiting_size) == ([], 0)
+    assert not log.has_room(4 * PAGE, 4 * PAGE, 1), "more than a quarter"
+    assert not log.has_room(100, 100, 5000), "too many changes"
+    for used in range(SIZE):
+        log.taken = used, 100 * used
+        assert log.has_room(100 * (used + 1), 100, used + 1)
+    log.taken = SIZE, 100 * SIZE
+    assert not log.has_room(100 * SIZE + 1, 1, SIZE + 1)
+
+
+def test_a_log_counts_the_record_that_is_being_written_on_its_own() -> None:
+    """What came while a record was on its way was thought to fit into the rest of that record's last page."""
+    log = Log(1, START, SIZE, PAGE)
+    log.end = LogEnd(used=SIZE - 1)
+    log.taken = SIZE - 1, 0
+    assert log.has_room(200, 100, 2), "together with what waits"
+    log.taken = SIZE, 100
+    assert not log.has_room(200, 100, 2), "the record with the first of the two fills the log"
 
 
 # -- on files ------------------------------------------------------------------------------------
@@ -336,7 +339,7 @@ def test_after_the_first_record_no_single_meta_is_needed(db_path: Path) -> None:
 def test_a_damaged_record_in_the_middle_is_reported_and_nothing_is_written(db_path: Path) -> None:
     state = crashed(db_path, "ssss")[-1]
     with limpet.open(db_path) as db:
-        start = db._log.start
+        start = db._chain.tip.log.start
     reported = 0
     for pgno in range(start, start + 12):
         data = bytearray(state)
@@ -358,7 +361,7 @@ def test_a_bad_page_of_the_newest_checkpoint_is_reported_and_not_forgotten(db_pa
     with limpet.open(db_path, page_size=512) as db:
         for number in range(2):
             checkpoint(db, number)
-        root = db._tip.tables["numbers"].root & 0xFFFFFFFF
+        root = db._chain.tip.snapshot.tables["numbers"].root & 0xFFFFFFFF
         data = bytearray(db_path.read_bytes())
     data[root * 512 + 300] ^= 1
     db_path.write_bytes(data)

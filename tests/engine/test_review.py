@@ -125,7 +125,7 @@ def test_commits_checkpoints_and_reads_leave_no_cycles(tmp_path: Path) -> None:
         aborted = db.write()
         aborted[ROWS][b"x"] = b"y"
         aborted.abort()
-        assert db._checkpoint.txid > 1, "there were checkpoints, in memory at least"
+        assert db._committer.books.ledger.base.snapshot.txid > 1, "there were checkpoints, in memory at least"
     assert found == []
 
 
@@ -140,7 +140,7 @@ def test_rows_of_a_leaf_are_counted_once(tmp_path: Path) -> None:
             for _ in range(2000):
                 assert txn[ROWS].get(b"0 not there") is None
                 txn[ROWS].get(b"0")
-        rows = db._tip.tables["rows"].rows
+        rows = db._chain.tip.snapshot.tables["rows"].rows
         assert rows is not None
         assert len(rows.rows) == 9
         assert rows.size < 9 * 200
@@ -208,7 +208,7 @@ def test_an_ended_transaction_keeps_nothing_alive(tmp_path: Path) -> None:
             writer[ROWS][b"k"] = b"v"
         reader = db.read()
         assert reader[ROWS][b"k"] == b"v"
-        old = weakref.ref(db._file)
+        old = weakref.ref(db._committer.books.file)
         db.compact()
         assert reader[ROWS][b"k"] == b"v"
         assert old() is not None

@@ -26,7 +26,7 @@ def ask(db: limpet.Database, keys: range, times: int = 4) -> None:
 
 def kept(db: limpet.Database) -> dict[bytes, bytes]:
     """What the cache of the newest snapshot's tree holds."""
-    snapshot = db._published
+    snapshot = db._chain.published
     assert snapshot is not None
     rows = snapshot.tables["rows"].rows
     return {} if rows is None else rows.rows
@@ -41,7 +41,7 @@ def test_rows_that_are_asked_for_again_are_answered_without_the_tree(tmp_path: P
         assert not kept(db) or len(kept(db)) <= 2000
         ask(db, range(2000))
         assert len(kept(db)) == 2000
-        db._pager.hot.clear()
+        db._committer.books.pager.hot.clear()
         ask(db, range(2000), times=1)
         assert db.stats().page_reads == pages
 

@@ -216,7 +216,7 @@ def test_deleting_most_of_a_table_shrinks_it(open_db: Opener, seed: int) -> None
 def memory_of(db: limpet.Database) -> int:
     """Bytes of all the objects that the cache of pages keeps alive."""
     seen: set[int] = set()
-    waiting: list[object] = [db._pager.hot, db._pager._cold]
+    waiting: list[object] = [db._committer.books.pager.hot, db._committer.books.pager._cold]
     total = 0
     while waiting:
         each = waiting.pop()
@@ -268,7 +268,7 @@ def test_a_large_transaction_does_not_live_in_memory(open_db: Opener, db_path: P
             txn[NUMBERS].update({number * 1000 + each: bytes(200) for each in range(1000)})
             tree = txn._trees["numbers"]
             overlay = sum(len(key) + len(value or b"") for key, value in tree.changes().items())
-            largest = max(largest, overlay + sum(map(len, db._pager.held.values())))
+            largest = max(largest, overlay + sum(map(len, db._committer.books.pager.held.values())))
     assert largest < 3 << 20
     with db.read() as reader:
         assert len(reader[NUMBERS]) == 40_000
@@ -280,7 +280,7 @@ def test_unflushed_commits_of_large_values_do_not_pile_up_in_memory(open_db: Ope
     for number in range(40):
         with db.write() as txn:
             txn[NUMBERS][number] = bytes(200_000)
-        assert sum(map(len, db._pager.held.values())) < 2 << 20
+        assert sum(map(len, db._committer.books.pager.held.values())) < 2 << 20
     with db.read() as reader:
         assert len(reader[NUMBERS]) == 40
 

@@ -1,0 +1,150 @@
+"""The commits of an open database since the last flush, and whether it may go on. No I/O.
+
+Commits form a chain: each knows the one before. Three places in it matter:
+
+    written  ...  shown  ...  tip
+
+    written  the newest that is in the file, as a log record or in a checkpoint
+    shown    the newest that readers see: at least `written`; a `none` commit is shown before it is written
+    tip      the newest; the next transaction begins there
+
+A commit is one assignment, `chain.tip = commit`: whatever stops the thread, before that there is no
+commit, and after that it is made. What waits to be written, how much of it, and which commits nobody
+has seen, follows from the three places, so it cannot disagree with them.
+
+`failure` is the one truth about the life of the database: None while it is open, and then for ever
+why it is not. A LimpetError there is what callers get; any other exception was the end of a write or
+a sync, and means that the database is poisoned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import LimpetError, PoisonedError
+from .free_space import Pending
+from .log import Log
+from .snapshot import Snapshot
+
+SYNC, OS, NONE = "sync", "os", "none"
+DURABILITIES = (SYNC, OS, NONE)
+
+
+@dataclass(slots=True, eq=False)
+class Advance:
+    """What a commit that is a checkpoint did to the books (books.py); what is needed to undo it.
+
+    allocated   pages of its trees
+    held        of these, the first page numbers of those that are still to be written
+    superseded  pages of earlier unwritten commits that need not be written any more
+    pending     what it freed
+    stale       references of nodes that only older commits use
+    base        the newest checkpoint before it
+    """
+
+    allocated: list[int]
+    held: set[int]
+    superseded: list[int]
+    pending: list[Pending]
+    stale: list[int]
+    base: Commit
+
+
+@dataclass(slots=True, eq=False)
+class Commit:
+    """One link of the chain.
+
+    snapshot    what readers see, once it is shown
+    durability  that its committer asked for
+    log         the epoch that it belongs to; one that is a checkpoint begins it
+    changes     what the log has to hear of it, encoded; of a checkpoint: nothing
+    size        bytes of changes since the epoch began, its own included
+    count       changes since the epoch began, its own included
+    before      the commit before; None once this one is written
+    advance     of a commit that is a checkpoint and not yet written: what it did to the books
+    error       why a failed flush undid it
+    """
+
+    snapshot: Snapshot
+    durability: str
+    log: Log
+    changes: bytes = b""
+    size: int = 0
+    count: int = 0
+    before: Commit | None = None
+    advance: Advance | None = None
+    error: OSError | None = None
+
+
+class Chain:
+    """The commits, and the life of the database.
+
+    last_txid     the highest number that was given out
+    written_txid  that of `written`, durable_txid that of the newest commit on stable storage. They are set
+                  last, because who waits for them looks without a lock, and then expects to see the commit
+    published     the snapshot that readers begin with; None when the database is not open any more
+
+    Changed under the lock of the books, but for `failure` and `published`, which any thread may set: each
+    looks at the other afterwards.
+    """
+
+    __slots__ = ("durable_txid", "failure", "last_txid", "published", "shown", "tip", "written", "written_txid")
+
+    def __init__(self, commit: Commit, last_txid: int) -> None:
+        """Stand at a commit that was found in a file."""
+        self.failure: BaseException | None = None
+        self.last_txid = last_txid
+        self.published: Snapshot | None = commit.snapshot
+        self.tip = self.shown = self.written = commit
+        self.written_txid = self.durable_txid = commit.snapshot.txid
+
+    def since(self, commit: Commit) -> list[Commit]:
+        """The commits after this one, in order."""
+        found: list[Commit] = []
+        each: Commit | None = self.tip
+        while each is not None and each is not commit:
+            found.append(each)
+            each = each.before
+        found.reverse()
+        return found
+
+    def waiting(self) -> list[Commit]:
+        """The commits whose changes the log has yet to get."""
+        log = self.tip.log
+        return [commit for commit in self.since(self.written) if commit.log is log and commit.changes]
+
+    @property
+    def waiting_size(self) -> int:
+        """Bytes of their changes."""
+        tip, written = self.tip, self.written
+        return tip.size - written.size if tip.log is written.log else tip.size
+
+    def reached(self, durability: str) -> int:
+        """The newest commit that is as durable as that."""
+        return self.durable_txid if durability == SYNC else self.written_txid
+
+    def is_unseen(self, commit: Commit) -> bool:
+        """Whether readers cannot see a commit of the chain yet."""
+        return commit.snapshot.txid > self.shown.snapshot.txid
+
+    def show(self, commit: Commit) -> None:
+        """Let readers that begin now see it, unless the database has come to its end meanwhile."""
+        self.published = commit.snapshot
+        if self.failure is not None:
+            self.published = None
+
+    def end(self, failure: BaseException) -> None:
+        """The database is not to be used any more. The first reason stays."""
+        if self.failure is None:
+            self.failure = failure
+        self.published = None
+
+    def error(self, path: str) -> LimpetError:
+        """What callers get once there is a failure; a new exception for each."""
+        failure = self.failure
+        if isinstance(failure, LimpetError):
+            return type(failure)(*failure.args)
+        return PoisonedError(
+            f"{path}: an earlier write or sync failed ({type(failure).__name__}: {failure}), so memory may not "
+            "agree with the disk. Close the database and open it again; every acknowledged `sync` commit is there"
+        )
