@@ -77,7 +77,7 @@ from .log import Log, Replay, decode_changes, encode_changes, region_size
 from .opening import write_holder
 from .overlay import Changed, Overlay, TableInfo, WorkingTree
 from .pager import Pager
-from .recovery import load_tables, recover
+from .recovery import load_tables, recover, refusal
 from .transaction import Snapshot, WriteTransaction
 from .turn import Turn
 
@@ -243,7 +243,7 @@ class Committer:
             choice = recover(pager)
         meta, replay = choice.meta, choice.log
         if choice.problem is not None or meta is None or choice.slot is None or replay is None:
-            raise choice.problem or CorruptError("no commit can be read")
+            raise refusal(choice, self._path)
         if not choice.clean:
             _log.info("%s: was not closed cleanly; %s", self._path, "; ".join(choice.reasons))
         tables = load_tables(pager, meta)

@@ -17,6 +17,7 @@ from .committer import DURABILITIES, SYNC, Committer
 from .errors import BusyError, ClosedError, LockedError, ReadOnlyError
 from .file import File, FileSystem, MemoryFile, OSFileSystem
 from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Txid, valid_page_size
+from .head import check_head
 from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file, remove_quietly
 from .recovery import read_log
 from .transaction import ReadTransaction, Snapshot, WriteTransaction
@@ -299,7 +300,10 @@ class Database(Committer):
             )
 
     def check(self, progress: Progress | None = None) -> Report:
-        """Verify the file: every page of the newest checkpoint, the log on top of it, and the checkpoint before.
+        """Verify the file: its head, every page of the newest checkpoint, the log on top of it, the checkpoint before.
+
+        Header and metas are read from the disk and compared with what this handle believes; it is an error if the file
+        would not open any more, or only at an earlier commit.
 
         progress  called now and then with (pages looked at, pages in all)
         returns   a report; damage is in it, not raised. Commits that are only in memory are not
@@ -311,12 +315,15 @@ class Database(Committer):
             newest, older = self._meta(), self._metas[1 - self._slot] or self._meta()
             log = read_log(self._pager, newest)
             pager = self._pager
+            head = check_head(pager, self._metas, self._written_txid)
             token = object()
             self._pins[id(token)] = older.txid
         try:
-            return check_commit(pager, newest, older if older.txid != newest.txid else None, progress, log=log)
+            report = check_commit(pager, newest, older if older.txid != newest.txid else None, progress, log=log)
         finally:
             del self._pins[id(token)]
+        head.add_to(report)
+        return report
 
     def backup(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None
