@@ -21,6 +21,7 @@ import pytest
 
 import limpet
 from limpet.cli import main
+from limpet.format import LEAF, PAGE
 
 USERS = limpet.Table("users", key=limpet.STR, value=limpet.JSON)
 BLOBS = limpet.Table("blobs", key=limpet.INT, value=limpet.BYTES)
@@ -133,7 +134,7 @@ def damages(sample: Sample, rng: random.Random) -> Iterator[tuple[str, bytes]]:
         yield f"page {pgno} zeroed", zeroed(data, pgno * size, size)
     yield "the catalogue's root zeroed", zeroed(data, catalogue * size, size)
     for kind in ("leaf", "branch", "overflow", "free-space", "log"):
-        for page in rng.sample(found := [page for page in pages if page.kind == kind], min(3, len(found))):
+        for page in rng.sample(found := [page for page in pages if page.kind == kind], min(2, len(found))):
             yield f"page {page.pgno}, {kind}, zeroed", zeroed(data, page.pgno * size, size)
     log = [page.pgno for page in pages if page.kind == "log" and page.state in ("reached", "idle")]
     if log:
@@ -142,15 +143,15 @@ def damages(sample: Sample, rng: random.Random) -> Iterator[tuple[str, bytes]]:
         yield f"{length} bytes zeroed", zeroed(data, 0, length)
     yield "header and one meta zeroed", zeroed(data, 0, 2 * size)
     yield "header random", rng.randbytes(size) + data[size:]
-    for bit in (*range(0, 448, 37), *range(64, 96, 5)):
+    for bit in (*range(0, 448, 61), *range(64, 96, 9)):
         yield f"bit {bit} of the header flipped", flipped(data, bit)
     for slot in (1, 2):
-        for bit in range(0, 768, 128):
-            yield f"bit {bit} of meta {slot} flipped", flipped(data, slot * size * 8 + bit + rng.randrange(128))
+        for bit in range(0, 768, 256):
+            yield f"bit {bit} of meta {slot} flipped", flipped(data, slot * size * 8 + bit + rng.randrange(256))
     yield "both metas flipped", flipped(flipped(data, size * 8), size * 16)
-    for share in (0.01, 0.1, 0.3, 0.6, 0.9, 0.99):
+    for share in (0.1, 0.5, 0.9, 0.99):
         yield f"cut to {share}", data[: int(len(data) * share)]
-    for length in (0, 5, 8, 12, 30, 56, size, 2 * size, 3 * size, 4 * size):
+    for length in (0, 5, 8, 30, 56, size, 2 * size, 4 * size):
         yield f"cut to {length} bytes", data[:length]
 
 
@@ -162,14 +163,14 @@ def test_what_is_advised_does_what_is_said(sample: Sample, seed: int, tmp_path: 
         path.write_bytes(data)
         code, out, err = run("check", str(path))
         context = f"seed {seed}, {what}:\n{out}{err}"
-        texts = [out, err, *(text for verb in ("info", "dump", "tables") for text in run(verb, str(path))[2:])]
-        texts.append(run("info", str(path))[1])
+        texts = [out, err, run("info", str(path))[1], run("dump", str(path))[2]]
         try:
             limpet.open(path, create=False, read_only=True).close()
             opens = True
         except (limpet.FormatError, limpet.CorruptError) as error:
             opens = False
             texts.append(str(error))
+            assert advised(texts[-1]) or "Move it away" in texts[-1], f"{what}: {texts[-1]}"
         assert code in ((0, 1, 2) if opens else (2, 3)), f"{context}\nwhat opening says: {texts[-1]}"
         assert code != 2 or advised(out) or "restore a backup" in out, context
         assert not any("upgrade" in text for text in texts), context
@@ -267,6 +268,21 @@ def test_what_is_left_of_a_header_is_enough_where_a_meta_proves_it(db_path: Path
         assert code == 2
         assert "by these a meta is whole" in err
         assert f"`limpet dump {db_path}` writes all there is, no rows, of commit 1" in out
+
+
+def test_the_page_size_is_the_one_by_which_checksums_hold_not_the_one_that_most_pages_suggest(
+    young: Sample, tmp_path: Path
+) -> None:
+    # Behind the end of the file there is what looks like many pages of another size, as another file may have left it.
+    path = tmp_path / "tail.limpet"
+    data = zeroed(young.path.read_bytes(), 0, 512)
+    data += bytes(-len(data) % 1024)
+    pages = range(len(data) // 1024, len(data) // 1024 + 2000)
+    path.write_bytes(data + b"".join(PAGE.pack(0, LEAF, 0, 1, pgno, 2, 1).ljust(1024, b"\0") for pgno in pages))
+    code, out, err = run("dump", str(path))
+    assert code == 2
+    assert "page size 512" in err
+    assert dumped(out) == young.rows[max(young.rows)]
 
 
 # -- how much is lost ----------------------------------------------------------------------------
