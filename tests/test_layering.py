@@ -41,6 +41,7 @@ ENGINE_ORDER = [
     "checkpoint",
     "opening",
     "backup",
+    "head",
     "check",
     "recovery",
     "books",
@@ -67,7 +68,7 @@ ENGINE_ORDER = [
 ]
 
 # The same for the modules of a sub-package that is large enough to be read in an order.
-INSPECTION_ORDER = ["__init__", "inspector", "census", "page", "tables", "commit", "raw", "results"]
+INSPECTION_ORDER = ["__init__", "inspector", "advice", "census", "page", "tables", "commit", "raw", "results"]
 
 STORE_ORDER = [
     "__main__",

@@ -54,6 +54,11 @@ class Metas(NamedTuple):
         """The txid of the oldest; its pages have to stay."""
         return int(self.newest.txid if self.other is None else min(self.newest.txid, self.other.txid))
 
+    @property
+    def by_slot(self) -> list[Meta | None]:
+        """What is in the two slots, in their order."""
+        return [self.other, self.newest] if self.slot else [self.newest, self.other]
+
     def turned(self, meta: Meta) -> Metas:
         """After `meta` was written into the other slot, as the newest."""
         return Metas(1 - self.slot, meta, self.newest)

@@ -1008,7 +1008,8 @@ class Checker:
             if header is not None and header.pgno == first and header.kind in PAGE_KIND_NAMES:
                 table = self.table_names.get(header.tree_id)
                 whose = f"table {table!r}" if table is not None else f"tree {header.tree_id}"
-                origin = f"; last used by commit {header.txid}, as {PAGE_KIND_NAMES[header.kind]} page of {whose}"
+                kind = PAGE_KIND_NAMES[header.kind]
+                origin = f"; by its own header commit {header.txid} used it last, as {kind} page of {whose}"
             self._add(
                 Finding(
                     "leak",

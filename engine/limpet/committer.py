@@ -66,7 +66,7 @@ from .opening import write_holder
 from .overlay import Changed, Overlay, TableInfo, WorkingTree
 from .pager import Pager
 from .paging import PageWork
-from .recovery import load_tables, recover
+from .recovery import load_tables, recover, refusal
 from .snapshot import Snapshot
 from .transaction import WriteTransaction
 from .turn import Seat, Turn, owner_of
@@ -170,7 +170,7 @@ class Committer:
             choice = recover(pager)
         meta, replay = choice.meta, choice.log
         if choice.problem is not None or meta is None or choice.slot is None or replay is None:
-            raise choice.problem or CorruptError("no commit can be read")
+            raise refusal(choice, self.path)
         if not choice.clean:
             _log.info("%s: was not closed cleanly; %s", self.path, "; ".join(choice.reasons))
         tables = load_tables(pager, meta)

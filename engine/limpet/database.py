@@ -17,6 +17,7 @@ from .committer import Committer
 from .errors import ClosedError, LockedError
 from .file import File, FileSystem, MemoryFile, OSFileSystem
 from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Txid, valid_page_size
+from .head import check_head
 from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file, remove_quietly
 from .reader import ReadTransaction
 from .recovery import read_log
@@ -290,7 +291,10 @@ class Database:
             )
 
     def check(self, progress: Progress | None = None) -> Report:
-        """Verify the file: every page of the newest checkpoint, the log on top of it, and the checkpoint before.
+        """Verify the file: its head, every page of the newest checkpoint, the log on top of it, the checkpoint before.
+
+        Header and metas are read from the disk and compared with what this handle believes; it is an error if the file
+        would not open any more, or only at an earlier commit.
 
         progress  called now and then with (pages looked at, pages in all)
         returns   a report; damage is in it, not raised. Commits that are only in memory are not
@@ -308,12 +312,15 @@ class Database:
                     pager, metas = books.pager, books.ledger.metas
                     newest, older = metas.newest, metas.other or metas.newest
                     log = read_log(pager, newest)
+                    head = check_head(pager, metas.by_slot, self._chain.written_txid)
                     self._pins[id(token)] = older.txid
             finally:
                 committer.turn.ring()
-            return check_commit(pager, newest, older if older.txid != newest.txid else None, progress, log=log)
+            report = check_commit(pager, newest, older if older.txid != newest.txid else None, progress, log=log)
         finally:
             self._pins.pop(id(token), None)
+        head.add_to(report)
+        return report
 
     def backup(
         self, path: str | os.PathLike[str], *, overwrite: bool = False, progress: Progress | None = None

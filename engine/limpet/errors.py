@@ -10,6 +10,7 @@
       ReadOnlyError          a write through a read transaction or a read-only database
       TableTypeError         the table was created with other codecs
       NoSuchTableError       drop or rename of a table that does not exist (also a KeyError)
+      NoSuchCommitError      the inspector was asked for a commit that is not in the file (also a LookupError)
       LimitError             a key, value or number is too large (also a ValueError)
       PoisonedError          an earlier write or sync failed: close and open again
 
@@ -21,6 +22,7 @@ passes through with the name of the file.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 
@@ -116,6 +118,10 @@ class NoSuchTableError(LimpetError, KeyError):
     __str__ = Exception.__str__  # KeyError would show the repr of the message
 
 
+class NoSuchCommitError(LimpetError, LookupError):
+    """The commit that an inspection was asked to show is not in the file, or not any more."""
+
+
 class LimitError(LimpetError, ValueError):
     """A key, a value or a number does not fit.
 
@@ -134,6 +140,12 @@ class PoisonedError(LimpetError):
 
     Close the database and open it again: everything acknowledged before the failure is there.
     """
+
+
+def command(verb: str, path: str, *options: str) -> str:
+    """A call of the command `limpet`, for a message that advises it: in backquotes, and as a shell wants it."""
+    name = f"./{path}" if path.startswith("-") else path
+    return f"`limpet {shlex.join([verb, *options, name])}`"
 
 
 def _made_again(kind: type[LimpetError], arguments: tuple[object, ...]) -> LimpetError:

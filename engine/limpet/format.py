@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from .checksum import KIND_NAMES, Buffer, ChecksumFunction
-from .errors import CorruptError, FormatError, UpgradeRequiredError
+from .errors import CorruptError, FormatError, UpgradeRequiredError, command
 
 Pgno = NewType("Pgno", int)
 Txid = NewType("Txid", int)
@@ -250,6 +250,43 @@ def encode_header(header: Header) -> bytes:
     return body + CHECKSUM.pack(zlib.crc32(body))
 
 
+def begins_like_ours(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is a Limpet file of any version, its magic perhaps damaged."""
+    return data[: len(MAGIC)] == MAGIC or _holds_with(data, 0, MAGIC)
+
+
+def header_damage(data: bytes) -> str | None:
+    """What is wrong with the header of a file that begins like ours; None if it is whole.
+
+    The magic, the version and the checksum keep their places in every later format, so this holds for those too, and
+    nothing that a header says is believed before it: a version that its checksum does not confirm is no version.
+
+    data     the first HEADER_SIZE bytes of the file, or fewer if it is shorter
+    """
+    if len(data) < HEADER_SIZE:
+        return f"the header is cut off after {len(data)} of {HEADER_SIZE} bytes"
+    stored: int = CHECKSUM.unpack_from(data, HEADER_SIZE - CHECKSUM.size)[0]
+    found = zlib.crc32(data[: HEADER_SIZE - CHECKSUM.size])
+    if found == stored:
+        return None
+    text = f"the header is damaged (expected checksum {stored:#010x}, found {found:#010x})"
+    if _holds_with(data, 0, MAGIC):
+        return f"{text}: its first {len(MAGIC)} bytes are wrong, and only those"
+    for version in range(1, FORMAT_VERSION + 1):
+        if _holds_with(data, len(MAGIC), version.to_bytes(4, "little")):
+            said = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "little")
+            return f"{text}: the version in it says format {said}, and by the checksum it was format {version}"
+    return text
+
+
+def _holds_with(data: bytes, offset: int, right: bytes) -> bool:
+    """Whether the checksum of a header holds if these bytes are put into it."""
+    if len(data) < HEADER_SIZE:
+        return False
+    body = data[:offset] + right + data[offset + len(right) : HEADER_SIZE - CHECKSUM.size]
+    return CHECKSUM.pack(zlib.crc32(body)) == data[HEADER_SIZE - CHECKSUM.size : HEADER_SIZE]
+
+
 def decode_header(data: bytes, path: str) -> Header:
     """Decode and verify page 0.
 
@@ -262,34 +299,25 @@ def decode_header(data: bytes, path: str) -> Header:
             f"{path}: the file is empty; a Limpet file never is, so this may be somebody's lost data. "
             "Move it away to start afresh"
         )
-    if data[: len(MAGIC)] != MAGIC:
+    if not begins_like_ours(data):
         raise FormatError(
-            f"{path}: not a Limpet file (expected it to begin with {MAGIC!r}, found {data[: len(MAGIC)]!r})"
+            f"{path}: not a Limpet file, or the head of one is lost (expected it to begin with {MAGIC!r}, found "
+            f"{data[: len(MAGIC)]!r}); {command('check', path)} looks whether there are pages of one"
         )
-    if len(data) < 12:
-        raise FormatError(f"{path}: the header is cut off after {len(data)} of {HEADER_SIZE} bytes")
-    version = int.from_bytes(data[8:12], "little")
+    damage = header_damage(data)
+    if damage is not None:
+        raise FormatError(f"{path}: {damage}; {command('check', path)} says what can be saved, and how")
+    _, version, page_size, kind, incompatible, read_only, file_id, created_us, _ = HEADER.unpack(data[:HEADER_SIZE])
+    if not version:
+        raise FormatError(f"{path}: the file has format 0, which there never was; another program has written it")
     if version > FORMAT_VERSION:
-        # Where a later format keeps its checksum is not known here, so a flipped bit in the version cannot be
-        # told from a newer format. Both are refused, and the file is left as it is.
         raise FormatError(
             f"{path}: the file has format {version}, this code reads up to format {FORMAT_VERSION}; upgrade limpet"
-        )
-    if len(data) < HEADER_SIZE:
-        raise FormatError(f"{path}: the header is cut off after {len(data)} of {HEADER_SIZE} bytes")
-    (_, version, page_size, kind, incompatible, read_only, file_id, created_us, checksum) = HEADER.unpack(
-        data[:HEADER_SIZE]
-    )
-    found = zlib.crc32(data[: HEADER_SIZE - CHECKSUM.size])
-    if found != checksum:
-        raise FormatError(
-            f"{path}: the header is damaged (expected checksum {checksum:#010x}, found {found:#010x}); "
-            "restore a backup, or look at the pages with `limpet pages`"
         )
     if version < FORMAT_VERSION:
         raise UpgradeRequiredError(
             f"{path}: the file has format {version}, this code writes format {FORMAT_VERSION}; "
-            "run `limpet upgrade` or limpet.upgrade(path)"
+            f"run {command('upgrade', path)} or limpet.upgrade(path)"
         )
     if not valid_page_size(page_size):
         raise FormatError(f"{path}: page size {page_size} is not a power of two from 512 to 65536")

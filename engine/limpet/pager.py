@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from .checksum import checksum_function
-from .errors import ClosedError, CorruptError
+from .errors import ClosedError, CorruptError, command
 from .file import File
 from .format import (
     CHECKSUM,
@@ -186,7 +186,11 @@ class Pager:
             else "the page is damaged: its checksum does not match"
         )
         return CorruptError(
-            f"{what}; `limpet check` shows the extent", pgno=pgno, offset=offset, expected=expected, found=found
+            f"{what}; {command('check', self.file.path)} shows the extent",
+            pgno=pgno,
+            offset=offset,
+            expected=expected,
+            found=found,
         )
 
     def use_map(self) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from . import btree
 from .codecs import key_codec, value_codec
-from .errors import CorruptError
+from .errors import CorruptError, command
 from .format import CATALOGUE_TREE, META_PGNOS, META_SIZE, Meta, decode_catalogue_entry, decode_meta
 from .log import Replay, replay
 from .overlay import TableInfo
@@ -60,6 +60,15 @@ class Choice:
             and self.log is not None
             and not self.log.records
         )
+
+
+def refusal(choice: Choice, path: str) -> CorruptError:
+    """Why a state is not opened, for who wanted to open it: with the way to what can be saved."""
+    error = choice.problem or CorruptError("no commit can be read")
+    advice = f"{error.message}; {command('check', path)} says what can be saved, and how"
+    return CorruptError(
+        advice, pgno=error.pgno, offset=error.offset, expected=error.expected, found=error.found, table=error.table
+    )
 
 
 def recover(pager: Pager, *, glance: bool = False) -> Choice:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from .backup import Progress, TableSource, create_beside, new_header, put_in_place, write_tables
 from .codecs import describe_key
-from .errors import CorruptError, FormatError, LimpetError, LockedError
+from .errors import CorruptError, FormatError, LimpetError, LockedError, UpgradeRequiredError
 from .file import File, FileSystem, OSFileSystem, wait_for_lock
 from .format import FORMAT_VERSION, HEADER_SIZE, MAGIC, Txid, decode_header
 from .legacy.v1 import OldFile, OldTable
@@ -140,10 +140,9 @@ def format_of(file_system: FileSystem, path: str) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        head = file.read(0, HEADER_SIZE)
-        if len(head) == HEADER_SIZE and head[:12] == MAGIC + (1).to_bytes(4, "little"):
-            return 1
-        return decode_header(head, path).format_version
+        return decode_header(file.read(0, HEADER_SIZE), path).format_version
+    except UpgradeRequiredError:
+        return 1
     except FormatError:
         return None
     finally:

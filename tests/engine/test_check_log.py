@@ -9,6 +9,7 @@ import pytest
 
 import limpet
 from limpet.check import Report
+from limpet.cli import main
 from limpet.file import InspectedFile
 from limpet.format import HEADER_SIZE, Meta, decode_header, make_stamp
 from limpet.log import decode_changes, encode_changes, encode_record
@@ -116,6 +117,19 @@ def test_a_record_that_is_whole_and_says_nonsense_is_an_error(path: Path, case: 
     assert {finding.kind for finding in report.errors} == {"log"}
     assert any(words in finding.message for finding in report.errors), report.errors
     assert bool(report_of(path, quick=True).errors) == also_quick
+
+
+@pytest.mark.parametrize("case", ["no such table", "cut off"])
+def test_what_such_a_record_changed_is_missing_from_a_dump_which_says_so(
+    path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The record was passed over without a word, and the exit code was 0.
+    append_record(path, CRAFTED[case][0])
+    assert main(["dump", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 4
+    assert "left out" in err
+    assert "do not add up" in err or "for which no table is found" in err
 
 
 @pytest.mark.parametrize("case", CRAFTED)

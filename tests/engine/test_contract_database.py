@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,7 @@ def test_a_newer_format_is_a_format_error_with_both_versions(open_db: Opener, db
     open_db(db_path).close()
     data = bytearray(db_path.read_bytes())
     data[8:12] = (7).to_bytes(4, "little")
+    data[52:56] = zlib.crc32(data[:52]).to_bytes(4, "little")
     db_path.write_bytes(data)
     with pytest.raises(limpet.FormatError, match=r"format 7\b.*up to format 2\b") as caught:
         limpet.open(db_path)

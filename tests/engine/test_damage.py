@@ -308,7 +308,8 @@ def test_a_damaged_map_of_free_space_stops_writing_and_not_reading(db_path: Path
 
 
 HEADER_DAMAGE = [
-    (8, "format"),  # the version
+    (3, "header is damaged"),  # the magic
+    (8, "header is damaged"),  # the version
     (12, "header is damaged"),
     (16, "header is damaged"),
     (20, "header is damaged"),
@@ -366,6 +367,6 @@ def test_a_header_with_impossible_fields_is_a_format_error(db_path: Path, field:
 
 def test_an_older_format_is_an_upgrade_required_error_that_names_the_way(db_path: Path) -> None:
     make(db_path, rows=5)
-    reheader(db_path, format_version=0)
+    reheader(db_path, format_version=1)
     with pytest.raises(limpet.UpgradeRequiredError, match=r"limpet\.upgrade"):
         limpet.open(db_path)

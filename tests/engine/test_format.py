@@ -65,8 +65,27 @@ def test_an_older_version_is_an_upgrade_required_error_and_a_newer_one_is_not() 
     with pytest.raises(FormatError, match=r"format 3\b.*format 2\b") as caught:
         format.decode_header(newer, "f")
     assert not isinstance(caught.value, UpgradeRequiredError)
-    with pytest.raises(FormatError, match="format 3"):  # a future header may be longer, shorter, or summed otherwise
-        format.decode_header(newer[:12], "f")
+    with pytest.raises(FormatError, match="format 0, which there never was"):
+        format.decode_header(format.encode_header(Header(4096, 1, bytes(16), 0, format_version=0)), "f")
+
+
+def test_a_version_that_the_checksum_does_not_confirm_is_damage_and_nothing_to_upgrade_for() -> None:
+    # The version was believed before the checksum was looked at: with one flipped bit in it, the message was that the
+    # file had format 16642, and to upgrade limpet.
+    data = format.encode_header(HEADER)
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises(FormatError, match="is damaged") as caught:
+            format.decode_header(bytes(flipped), "f")
+        assert not isinstance(caught.value, UpgradeRequiredError)
+        assert "upgrade" not in str(caught.value)
+        assert ("the version in it" in str(caught.value)) == (8 <= at // 8 < 12)
+    newer = format.encode_header(Header(4096, 1, bytes(16), 0, format_version=3))
+    for size in range(12, len(newer)):  # every format keeps the place of the checksum: FORMAT.md, "Header"
+        with pytest.raises(FormatError, match="cut off") as caught:
+            format.decode_header(newer[:size], "f")
+        assert "upgrade" not in str(caught.value)
 
 
 METAS = st.builds(

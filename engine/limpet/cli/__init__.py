@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from ..errors import BusyError, CorruptError, FormatError, LimpetError, LockedError, NoSuchTableError
+from ..errors import BusyError, CorruptError, FormatError, LimpetError, LockedError, NoSuchCommitError, NoSuchTableError
 from ..format import FORMAT_VERSION
 from . import backup, check, compact, dump, get, info, page, pages, path, tables, trim, upgrade
 from .terminal import (
@@ -47,6 +47,7 @@ examples
   limpet get app.limpet users ada
   limpet dump app.limpet users | jq .value
   limpet pages app.limpet --state damaged
+  limpet dump --commit older app.limpet > rows.jsonl
 
 `limpet VERB --help` says more. With --json every verb prints JSON, one object a line; every object
 but the rows of `dump` has "v", the version of its form, and "type".
@@ -108,7 +109,7 @@ def _fail(error: Exception, *, as_json: bool) -> int:
 def _exit_code(error: Exception) -> int:
     if isinstance(error, UsageError):
         return USAGE
-    if isinstance(error, NoSuchTableError):
+    if isinstance(error, NoSuchTableError | NoSuchCommitError):
         return WARNINGS
     if isinstance(error, FormatError):
         return NOT_OURS

@@ -17,16 +17,22 @@ from .terminal import (
     plural,
     print_wrapped,
     progress,
+    safe,
 )
 
 _TEXT = """\
 Reads every page of the newest checkpoint, and those of the one before that it does not share:
 checksums, order, separators, counts, overflow runs, free space, and every key and value; and the
-log of what was committed since. Damage of the checkpoint before is a warning: nothing is lost by it.
+log of what was committed since. Damage of the checkpoint before is a warning: nothing is lost by
+it. So is a meta that cannot be read, as long as nothing proves that it named the newest commit: one
+that was interrupted leaves that. What else is in the file says what it means.
+
+Of a damaged file the last lines say what can be saved of it, and with which command.
 
 exit codes: 0 clean, 1 warnings, 2 damaged, 3 not a Limpet file or a newer one
 
-With --json: one object a finding, with "kind", "message" and where it is; the last has the counts.
+With --json: one object a finding, with "kind", "message" and where it is; the last has the counts
+and the "advice".
 
 examples
   limpet check app.limpet
@@ -50,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     with inspected(arguments) as inspection, progress("checking") as show:
         report = inspection.check(quick=arguments.quick, progress=show)
+        advice = inspection.advice(report)
     code = FINE if report.ok and not report.warnings else WARNINGS if report.ok else DAMAGED
     for severity, findings in (("error", report.errors), ("warning", report.warnings)):
         for finding in findings[: arguments.max_errors]:
@@ -61,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"and {len(findings) - arguments.max_errors} more {severity}s; --max-errors shows them")
     if arguments.json:
         counts = {**report.as_dict(), "errors": len(report.errors), "warnings": len(report.warnings)}
-        emit("report", {**counts, "exit": code})
+        emit("report", {**counts, "advice": advice, "exit": code})
         return code
     if report.txid is not None:
         lost = (
@@ -71,11 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"commit {report.txid}: {plural(report.reached_count, 'page')} in use, {report.free_count} free, "
             f"{lost}; checked in {time.monotonic() - started:.1f} s"
         )
-    if not report.ok and report.older_txid is not None:
-        whole = "is whole" if report.older_ok else "is damaged too"
-        print(f"commit {report.older_txid}, the one before, {whole}")
-    if not report.ok:
-        print(f"`limpet dump {arguments.file}` writes what can be read")
+    for sentence in advice:
+        print(safe(sentence))  # not wrapped: a command with a line end in it is none
     if code == FINE:
         print("clean")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..checksum import KIND_NAMES
+from ..errors import command
 from ..format import ref_pgno
 from ..inspection import Info, MetaInfo, inspect, when
 from .terminal import (
@@ -20,6 +21,7 @@ from .terminal import (
     human,
     plural,
     print_fields,
+    safe,
 )
 
 _TEXT = """\
@@ -51,6 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
         emit("info", {**info.as_dict(), "exit": code})
     else:
         print_fields(_fields(info))
+        if code in (WARNINGS, DAMAGED):
+            size = () if arguments.page_size is None else ("--page-size", str(arguments.page_size))
+            print(safe(f"{command('check', arguments.file, *size)} says what that means, and what can be saved"))
     return code
 
 
@@ -59,7 +64,7 @@ def _code(info: Info) -> int:
         return NOT_OURS
     if info.problem is not None or info.commit_problem is not None or info.meta is None:
         return DAMAGED
-    return WARNINGS if any(meta.problem is not None and not meta.empty for meta in info.metas) else FINE
+    return WARNINGS if any(meta.problem is not None for meta in info.metas) else FINE
 
 
 def _fields(info: Info) -> list[tuple[str, object]]:
@@ -94,7 +99,11 @@ def _fields(info: Info) -> list[tuple[str, object]]:
             ("spare", f"{human(info.spare_size)} behind the last page ever used"),
         ]
     if info.metas:
-        closed = "cleanly" if info.closed_cleanly else "not cleanly: it is in use, or its process was killed"
+        closed = "not cleanly: it is in use, or its process was killed"
+        if info.closed_cleanly:
+            closed = "cleanly"
+        elif any(meta.problem is not None for meta in info.metas):
+            closed = "not known, since one of the metas cannot be read"
         fields.append(("closed", closed))
     holder = info.holder
     if holder is not None:
@@ -115,7 +124,7 @@ def _log(info: Info) -> str:
 def _describe(found: MetaInfo) -> str:
     meta = found.meta
     if meta is None:
-        return "empty, as in a new file" if found.empty else f"{found.problem}"
+        return "lost: there are zeros in its place" if found.empty else f"{found.problem}"
     catalogue = f"catalogue at page {ref_pgno(meta.catalogue_root)}" if meta.catalogue_root else "no tables"
     return (
         f"checkpoint {meta.txid} of {when(meta.commit_us)}{', closed' if meta.clean else ''}; {catalogue}, "

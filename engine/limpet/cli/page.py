@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..inspection import DecodedPage
 from .terminal import (
     DAMAGED,
     FINE,
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not 0 <= arguments.pgno < max(1, inspection.page_count):
             raise UsageError(f"{arguments.file} has pages 0 to {inspection.page_count - 1}, not {arguments.pgno}")
         page = inspection.page(arguments.pgno)
-        code = code_of(inspection, FINE if page.problem is None or _is_empty_meta(page) else DAMAGED)
+        code = code_of(inspection, FINE if page.problem is None else DAMAGED)
     if arguments.json:
         more = {"hex": page.data.hex()} if arguments.hex else {}
         emit("page", {**page.as_dict(), **more})
@@ -70,10 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
         print()
         _print_hex(page.data, page.offset)
     return code
-
-
-def _is_empty_meta(page: DecodedPage) -> bool:
-    return page.kind == "meta" and not any(page.data)
 
 
 def _shown(name: str, value: Any) -> object:

@@ -4,6 +4,7 @@ Everything is read with `pread`, nothing is locked, mapped or written, no permis
 needed. What the file says of itself is decoded as far as it goes, and where it does not go, the
 reason is kept instead of raised:
 
+    header damaged         what is left of it is believed if a meta verifies by it
     header destroyed       the page size is guessed from the pages' own numbers. The seed of the
                            checksums, which is lost with the header, is computed from pages that
                            are still whole (raw.py)
@@ -18,6 +19,7 @@ tried again on the newest commit, a few times.
 The modules, from the user inwards; each imports only those below it:
 
     inspector   `inspect` and `Inspection`: everything there is to ask
+    advice      what can be saved of a damaged file, and with which command
     census      all pages at once: the check, and a record of each page
     page        one page, decoded as far as it goes
     tables      tables, their entries, and the way from a meta to an entry

@@ -31,6 +31,7 @@ from ..format import (
     decode_page_header,
     page_capacity,
 )
+from ..head import judge_metas
 from ..log import decode_changes
 from .commit import TRIES, ShownCommit
 from .raw import RawFile
@@ -65,8 +66,9 @@ class Census:
                     "left out. For a check that is complete, stop the writer or check a backup",
                 )
             ]
-        if checker is not None:
-            report.warnings += self._meta_warnings()
+        choice = self._commit.choice
+        if choice is not None:
+            judge_metas(self._raw.pager, choice).add_to(report)
         header = self._raw.header
         if header is not None and header.features_read_only & ~KNOWN_READ_ONLY:
             what = "the file uses features that this code does not have; it can be read, and is not written"
@@ -76,20 +78,6 @@ class Census:
         if header_problem is not None:
             report.errors.insert(0, Finding("header", header_problem, pgno=0, offset=0))
         return report
-
-    def _meta_warnings(self) -> Iterator[Finding]:
-        """What is wrong with the meta that was not chosen."""
-        for info, error in self._commit.metas():
-            if error is not None and not info.empty:
-                yield Finding(
-                    "meta",
-                    f"{error.message}; a commit that was interrupted leaves that, or damage. "
-                    f"Commit {self._commit.txid} is used",
-                    pgno=info.pgno,
-                    offset=error.offset,
-                    expected=error.expected,
-                    found=error.found,
-                )
 
     def _walk(self, progress: Progress | None, *, quick: bool) -> tuple[Checker | None, bool]:
         """A checker that has run, None if there is no commit; whether the file changed meanwhile, and it shows."""
@@ -143,7 +131,7 @@ class Census:
             problem = self._raw.header_problem()
         for info, _ in self._commit.metas():
             if info.pgno == pgno:
-                problem = None if info.empty else info.problem
+                problem = info.problem
                 txid = None if info.meta is None else info.meta.txid
         return PageInfo(pgno, _HEAD_KINDS[pgno], "damaged" if problem else "head", txid=txid, problem=problem)
 

@@ -14,8 +14,9 @@ from ..check import Progress, Report
 from ..errors import CorruptError, FormatError
 from ..file import File, InspectedFile
 from ..format import valid_page_size
+from .advice import older_with_rows, what_can_be_saved
 from .census import Census
-from .commit import ShownCommit
+from .commit import NEWEST, OLDER, ShownCommit
 from .page import PageDecoder
 from .raw import RawFile
 from .results import DecodedPage, Info, PageInfo, Step, TableSummary, when
@@ -43,7 +44,8 @@ def inspect(path: str | os.PathLike[str], *, page_size: int | None = None) -> In
 class Inspection:
     """A file that is being looked at. Made by `limpet.inspect`; use it as a context manager.
 
-    It shows the commit that was newest when it was made, or when `refresh` was called last. Methods
+    It shows the commit that was newest when it was made, or when `refresh` was called last, or what
+    `show` has asked for. Methods
     that follow references raise CorruptError where they cannot, and FormatError if the file is none
     of ours; `info`, `pages`, `page` and `check` never do. Threads: one at a time.
     """
@@ -57,8 +59,20 @@ class Inspection:
         self._census = Census(self._raw, self._commit, self._tables)
 
     def refresh(self) -> None:
-        """Look at the metas again, and take the newest commit."""
+        """Look at the metas again, and take the newest commit, or the one that `show` has asked for."""
         self._commit.refresh()
+
+    def show(self, commit: str | int = NEWEST) -> None:
+        """Show another commit that the file still has, with all rows that are left of it. `check` and `pages` want the
+        newest.
+
+        commit   "newest"; "older": the checkpoint before, which the other meta names, with what its log still says; or
+                 the txid of a checkpoint or a log record
+        raises   NoSuchCommitError if it is not there, and what is shown stays as it is; ValueError for another word
+        """
+        if commit not in (NEWEST, OLDER) and (isinstance(commit, bool) or not isinstance(commit, int)):
+            raise ValueError(f"commit has to be 'newest', 'older' or a txid, not {commit!r}")
+        self._commit.show(commit)
 
     def close(self) -> None:
         """Let go of the file. May be called twice."""
@@ -173,6 +187,18 @@ class Inspection:
         raises   ValueError for a number below 0; FormatError if not even the page size is known
         """
         return self._decoder.decode(pgno)
+
+    def advice(self, report: Report) -> list[str]:
+        """What can be saved of a damaged file, and with which command: a sentence each, best first.
+
+        report   what `check` has returned
+        returns  nothing if there are no errors
+        """
+        return what_can_be_saved(self._raw, report)
+
+    def older_with_rows(self) -> int | None:
+        """The commit that `show("older")` would show; None if there is none, or no row of it can be read."""
+        return older_with_rows(self._raw)
 
     # -- tables ----------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """The bytes of a file that may be damaged: what its header says or what stands in for that, and its pages.
 
-Where the header is destroyed, two things that it holds are missing:
+Where the header is damaged, what is left of it is tried first: if a meta verifies by some page size,
+some kind of checksum and the file id as it stands there, those are right, since a wrong one gives
+another checksum. Where it is destroyed, two things that it holds are missing:
 
     the page size    is the one by which most pages are where their own number says
     the seed         of the checksums. A CRC is affine in its seed, so each page that is still whole
@@ -18,19 +20,19 @@ from collections import Counter
 from typing import Any
 
 from ..checksum import CRC32, CRC32C, KIND_NAMES, ChecksumFunction, checksum_function
-from ..errors import FormatError
+from ..errors import CorruptError, FormatError
 from ..file import File
 from ..format import (
     BRANCH,
     CHECKSUM,
     FIRST_NODE_PGNO,
-    FORMAT_VERSION,
     FREE_SPACE,
+    HEADER,
     HEADER_SIZE,
     HOLDER_PGNO,
     LEAF,
     LOG,
-    MAGIC,
+    MAX_PAGE_SIZE,
     META,
     META_FIELDS,
     META_PGNOS,
@@ -42,8 +44,12 @@ from ..format import (
     PAGE_KIND_NAMES,
     Header,
     PageHeader,
+    Pgno,
+    begins_like_ours,
     decode_header,
+    decode_meta,
     decode_page_header,
+    header_damage,
     page_checksum,
     valid_page_size,
 )
@@ -51,10 +57,12 @@ from ..log import Record, decode_record
 from ..pager import Pager
 from .results import when
 
-_SAMPLE_SIZE = 32 << 20  # bytes at the head of a file in which the page size is looked for
+_SAMPLE_SIZE = 32 << 20  # bytes at the head of a file in which the page size and the seed are looked for
 _SAMPLE_PAGES = 64  # pages from which the seed of the checksums is computed
 _LONGEST_RUN = 64 << 20  # bytes in which the end of a run of pages is looked for
 _CHUNK = 1 << 20  # bytes read at once
+_KINDS = (CRC32, CRC32C)  # in the order in which they are tried: CRC-32C may warn that it is slow
+_PAGE_SIZES = [1 << bits for bits in range(MIN_PAGE_SIZE.bit_length() - 1, MAX_PAGE_SIZE.bit_length())]
 _META_ZERO_SIZE = dict(META_FIELDS)["zero"]
 
 
@@ -65,6 +73,7 @@ class RawFile:
     problem        what is wrong with it
     notes          what had to be guessed instead, and from what
     is_ours        whether it is a Limpet file that this code can read, damaged or not
+    asked          the page size that the caller gave, None if it is to be found out
     is_verifiable  whether checksums can be computed: their kind and seed are known
     """
 
@@ -77,16 +86,17 @@ class RawFile:
         self.notes: list[str] = []
         self.is_ours = True
         self.is_verifiable = False
+        self.asked = page_size
         self._pager: Pager | None = None
         data = file.read(0, HEADER_SIZE)
         try:
             self.header = decode_header(data, file.path)
         except FormatError as error:
             self.problem = error
-            if _is_another_version(data):
-                self.is_ours = False
-            else:
-                self._do_without_header(page_size, has_magic=data[: len(MAGIC)] == MAGIC)
+            if begins_like_ours(data) and header_damage(data) is None:
+                self.is_ours = False  # whole, and not for this code
+            elif not self._try_header(data):
+                self._do_without_header(has_magic=begins_like_ours(data))
             return
         header = self.header
         if page_size is not None and page_size != header.page_size:
@@ -95,16 +105,39 @@ class RawFile:
         self._pager = Pager(file, header, 0)
         self.is_verifiable = True
 
-    def _do_without_header(self, asked_page_size: int | None, *, has_magic: bool) -> None:
-        page_size = asked_page_size or _guess_page_size(self.file)
-        if page_size is None:
+    def _try_header(self, data: bytes) -> bool:
+        """Take what is left of a damaged header, if a meta proves it right."""
+        if len(data) < HEADER_SIZE:
+            return False
+        _, _, page_size, _, _, _, file_id, created_us, _ = HEADER.unpack(data)
+        sizes = dict.fromkeys(size for size in (page_size, *_PAGE_SIZES) if valid_page_size(size))
+        for kind in _KINDS:
+            checksum = checksum_function(kind, quiet=True)
+            seed = checksum(file_id, 0)
+            for size in sizes if self.asked is None else [self.asked]:
+                if any(_is_meta(self.file, slot, size, checksum, seed) for slot in META_PGNOS):
+                    self.notes.append(f"page size {size}, checksums {KIND_NAMES[kind]}: by these a meta is whole")
+                    self._pager = Pager(self.file, Header(size, kind, file_id, created_us), 0)
+                    self.is_verifiable = True
+                    return True
+        return False
+
+    def _do_without_header(self, *, has_magic: bool) -> None:
+        sizes = _guess_page_sizes(self.file) if self.asked is None else [self.asked]
+        if not sizes:
             self.is_ours = has_magic
             return
+        page_size = sizes[0]
         kind, seed, votes = _recover_seed(self.file, page_size)
-        if seed is None and not has_magic and asked_page_size is None:
+        for size in sizes[1:]:
+            if seed is not None:
+                break
+            kind, seed, votes = _recover_seed(self.file, size)
+            page_size = size if seed is not None else page_size
+        if seed is None and not has_magic and self.asked is None:
             self.is_ours = False
             return
-        how = "as asked for" if asked_page_size else "guessed, from where pages are by their own number"
+        how = "as asked for" if self.asked else "guessed, from where pages are by their own number"
         self.notes.append(f"page size {page_size}: {how}")
         self._pager = Pager(self.file, Header(page_size, kind, bytes(16), 0), 0)
         if seed is None:
@@ -142,15 +175,14 @@ class RawFile:
         return 0 if self._pager is None else -(-self.file.size() // self._pager.page_size)
 
     def header_problem(self) -> str | None:
-        """What is wrong with the header, for people."""
+        """What is wrong with the header, for people, without advice where the pages can be looked at all the same."""
         if self.problem is None:
             return None
-        text = str(self.problem).removeprefix(f"{self.path}: ")
-        if not self.is_ours or self._pager is None:
-            return text
-        if self.file.read(0, len(MAGIC)) != MAGIC:
-            text = "the header is destroyed"
-        return f"{text}. The database cannot be opened, but its pages can be read: `limpet dump` saves them"
+        if not self.is_ours:
+            return str(self.problem).removeprefix(f"{self.path}: ")
+        data = self.file.read(0, HEADER_SIZE)
+        text = header_damage(data) if begins_like_ours(data) else "the header is destroyed"
+        return f"{text}; the database cannot be opened"
 
     def holder(self) -> dict[str, Any] | None:
         """What the process that opened the file last for writing wrote about itself; None if that is unreadable."""
@@ -236,23 +268,17 @@ class RawFile:
 # -- without a header ----------------------------------------------------------------------------
 
 
-def _is_another_version(data: bytes) -> bool:
-    """Whether the header is that of another format, rather than damaged in its version."""
-    if data[: len(MAGIC)] != MAGIC or len(data) < HEADER_SIZE:
-        return False
-    version, rest = data[len(MAGIC) : len(MAGIC) + 4], data[len(MAGIC) + 4 :]
-    own = FORMAT_VERSION.to_bytes(4, "little")
-    if version in (own, bytes(4)):  # there is no format 0: those are zeros that took the place of the header
-        return False
+def _is_meta(file: File, slot: Pgno, page_size: int, checksum: ChecksumFunction, seed: int) -> bool:
+    """Whether a meta is whole by this page size and these checksums."""
     try:
-        decode_header(MAGIC + own + rest, "")
-    except FormatError:
-        return True
-    return False  # with our own version in its place the checksum holds: a flipped bit
+        decode_meta(file.read(slot * page_size, META_SIZE), slot, page_size, checksum, seed)
+    except CorruptError:
+        return False
+    return True
 
 
-def _guess_page_size(file: File) -> int | None:
-    """The page size by which most pages are where their own number says."""
+def _guess_page_sizes(file: File) -> list[int]:
+    """The page sizes by which pages are where their own number says; first the one by which most are."""
     votes: Counter[int] = Counter()
     size = min(file.size(), _SAMPLE_SIZE)
     for start in range(0, size, _CHUNK):
@@ -266,7 +292,7 @@ def _guess_page_size(file: File) -> int | None:
             end = at + META_SIZE
             if slot in META_PGNOS and offset % slot == 0 and not any(data[end - _META_ZERO_SIZE : end]):
                 votes[offset // slot] += 1
-    return next((page_size for page_size, _ in votes.most_common() if valid_page_size(page_size)), None)
+    return [page_size for page_size, _ in votes.most_common() if valid_page_size(page_size)]
 
 
 def _recover_seed(file: File, page_size: int) -> tuple[int, int | None, int]:
@@ -275,7 +301,7 @@ def _recover_seed(file: File, page_size: int) -> tuple[int, int | None, int]:
     returns  (kind, seed, how many pages agree); the seed is None if no two do
     """
     samples = _samples(file, page_size)
-    for kind in (CRC32, CRC32C):  # CRC-32 is always fast; CRC-32C may warn that it is not
+    for kind in _KINDS:
         checksum = checksum_function(kind)
         bases = {size: _seed_basis(checksum, size - CHECKSUM.size) for size in {len(data) for data in samples}}
         votes = Counter(_seed_of(checksum, data, bases[len(data)]) for data in samples)
@@ -292,7 +318,7 @@ def _samples(file: File, page_size: int) -> set[bytes]:
         data = file.read(slot * page_size, META_SIZE)
         if len(data) == META_SIZE and META.unpack(data)[-1] == slot:
             samples.add(data)
-    for pgno in range(FIRST_NODE_PGNO, file.size() // page_size):
+    for pgno in range(FIRST_NODE_PGNO, min(file.size(), _SAMPLE_SIZE) // page_size):
         if len(samples) > _SAMPLE_PAGES:
             break
         head = file.read(pgno * page_size, PAGE_HEADER_SIZE)

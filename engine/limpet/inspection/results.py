@@ -21,7 +21,7 @@ class MetaInfo:
 
     meta     the checkpoint it names, or None
     problem  why it cannot be used
-    empty    whether it was never written, as in a new file
+    empty    whether there is nothing but zeros in its place
     chosen   whether the database would begin with this one
     """
 

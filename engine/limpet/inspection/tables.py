@@ -110,6 +110,9 @@ class TableReader:
 
     def _tables(self, on_damage: OnDamage | None) -> list[TableSummary]:
         tables: list[TableSummary] = []
+        if on_damage is not None:
+            for error in self._commit.undecodable:
+                on_damage(error)
         for key, value in self._scan(self._commit.meta.catalogue_root, CATALOGUE_TREE, on_damage):
             name = key.decode(errors="backslashreplace")
             try:
@@ -120,6 +123,10 @@ class TableReader:
                 on_damage(error)
                 continue
             tables.append(summarize(name, entry, self._added_by_log(entry)))
+        if on_damage is not None:
+            for tree_id in self._commit.changes.keys() - {table.tree_id for table in tables}:
+                count = len(self._commit.changes[tree_id])
+                on_damage(CorruptError(f"the log has {count} changes of tree {tree_id}, for which no table is found"))
         return tables
 
     def _table(self, name: str) -> TableSummary:
