@@ -225,11 +225,15 @@ class Visit:
 
 
 class VisitNumber:
-    """A trace function that does something at the nth line; for what was not listed beforehand."""
+    """A trace function that does something at the nth line; for what was not listed beforehand.
 
-    def __init__(self, number: int, act: Callable[[], None]) -> None:
+    clean  only lines at which a real KeyboardInterrupt could come are counted
+    """
+
+    def __init__(self, number: int, act: Callable[[], None], *, clean: bool = False) -> None:
         self._number = number
         self._act = act
+        self._clean = clean
         self.lines = 0
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
@@ -237,7 +241,7 @@ class VisitNumber:
 
     def local(self, frame: FrameType, event: str, argument: Any) -> Any:
         """A line."""
-        if event == "line":
+        if event == "line" and not (self._clean and _is_safe(frame)):
             self.lines += 1
             if self.lines == self._number + 1:
                 self._act()

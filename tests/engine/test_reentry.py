@@ -26,9 +26,14 @@ from fuzz.interruptions import INNERS  # noqa: E402 the path comes first
 from fuzz.oracle import PATH, open_sim, read_all, tuned  # noqa: E402 the path comes first
 from fuzz.reentry import Folder, Helper, outer_spots  # noqa: E402 the path comes first
 from fuzz.scenarios import OUTERS  # noqa: E402 the path comes first
-from fuzz.spots import VisitNumber, Watch, tracing  # noqa: E402 the path comes first
+from fuzz.spots import VisitNumber, Watch, is_still, tracing  # noqa: E402 the path comes first
 from limpet.testing import Call, Fault, SimDisk  # noqa: E402 the path comes first
 
+# What a failed state leaves behind is found by the collector during the next test, which it should not fail.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 PLAIN = [name for name in INNERS if name != "other thread"]  # that one waits for a thread each time
 
 
@@ -120,7 +125,7 @@ def _interrupted_beside_a_flush(number: int) -> tuple[str, bool]:
         raise MemoryError
 
     def other() -> None:
-        visits.append(VisitNumber(number, fail))
+        visits.append(VisitNumber(number, fail, clean=True))
         try:
             with tracing(visits[0]), db.write(durability="none") as transaction:
                 transaction.table("t")[b"other"] = b"1"
@@ -130,7 +135,8 @@ def _interrupted_beside_a_flush(number: int) -> tuple[str, bool]:
     def gate(call: Call) -> None:
         if call.kind in ("sync", "sync_range") and threading.get_ident() == main and not helpers:
             helpers.append(Helper(other))
-            helpers[0].join(5.0)
+            while helpers[0].is_alive() and not is_still(helpers[0].ident or 0):
+                pass
 
     with tuned(2048), Watch(10.0):
         db = open_sim(disk)
@@ -146,6 +152,8 @@ def _interrupted_beside_a_flush(number: int) -> tuple[str, bool]:
             acknowledged = True
         helpers[0].finish()
         told = {name: _state_of_life(call) for name, call in _calls(db, disk).items()}
+        if told["write"] == "busy":
+            return "busy", True
         db.close()
         disk.kill()
         with open_sim(SimDisk.of({PATH: disk.content(PATH)}), create=False) as db:
@@ -173,6 +181,8 @@ def _state_of_life(call: Callable[[], object]) -> str:
         call()
     except limpet.PoisonedError:
         return "poisoned"
+    except limpet.BusyError:  # the interrupt came where nothing can give the writer back; see test_at_every_line
+        return "busy"
     return "open"
 
 
@@ -182,16 +192,17 @@ def test_undone_commits_do_not_fill_the_log() -> None:
     db = open_sim(disk, page_size=4096)
     with db.write() as transaction:
         transaction.table("t")[b"a"] = b"1"
-    for _ in range(8):
+    for number in range(60):
         disk.fault = Fault(0, errno.ENOSPC, forever=True, kinds=frozenset({"write"}))
         with pytest.raises(OSError, match="space"), db.write() as transaction:
-            for key in range(600):
-                transaction.table("t")[b"%d" % key] = b"1"
+            for key in range(100):
+                transaction.table("t")[b"%d" % key] = b"%d" % number
         disk.fault = None
     checkpoints = db.stats().checkpoints
     with db.write() as transaction:
-        transaction.table("t")[b"b"] = b"1"
+        for key in range(100):
+            transaction.table("t")[b"%d" % key] = b"1"
     assert db.stats().checkpoints == checkpoints
-    assert read_all(db) == {"t": {b"a": b"1", b"b": b"1"}}
+    assert read_all(db) == {"t": {b"a": b"1"} | {b"%d" % key: b"1" for key in range(100)}}
     assert db.check().ok
     db.close()
