@@ -20,6 +20,7 @@ from . import (
     f15_locks,
     f16_interrupts,
     f17_upgrade,
+    f18_reentry,
     s01_store,
 )
 from .harness import FaultClass
@@ -46,5 +47,6 @@ def fault_classes() -> list[FaultClass]:
         f15_locks.CLASS,
         f16_interrupts.CLASS,
         f17_upgrade.CLASS,
+        f18_reentry.CLASS,
         s01_store.CLASS,
     ]

@@ -91,7 +91,7 @@ class Budget:
 class FaultClass:
     """One file of this folder.
 
-    name     F1 to F16, S1: as DESIGN.md and the survey behind it count them
+    name     F1 to F18, S1: as DESIGN.md and the survey behind it count them
     title    in a few words
     run      spends a budget; raises Failure
     replay   runs one case again; raises Failure if it still fails

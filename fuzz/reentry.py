@@ -1,0 +1,553 @@
+"""One database that is called while it is in the middle of a call: what was under way, what came between, what must hold.
+
+    World    the database on its simulated disk, its ledger, and what the calls under way have left open
+    Outer    what is under way: scenarios.py has them
+    Inner    what comes between two lines of it: interruptions.py has them
+    play     one state: one outer, one or more inners at one spot each, and all that must be true afterwards
+
+The rule (engine/DESIGN.md, "Re-entry"): an inner call works completely or raises BusyError at once, an outer call does
+not notice; nothing acknowledged is lost, nobody waits for himself, no handle is poisoned, every file opens.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from dataclasses import dataclass, field
+
+import limpet
+from limpet import BusyError, ClosedError, Database, PoisonedError, ReadTransaction, WriteTransaction
+from limpet.database import open_on
+from limpet.file import FileSystem, OSFileSystem
+from limpet.testing import OLD, SimDisk
+
+from .ledger import CUT, KILLED, SEEN, Choices, Effect, Ledger, contents
+from .oracle import GROWTH, PATH, Wrong, check_image, content_of, difference, read_all, tuned
+from .spots import Spot, Stuck, Visit, VisitNumber, Watch, spots_of, stack_of, traced_inside, tracing
+from .workloads import Model, Step, apply_to_transaction
+
+AT_ONCE_S = 1.0  # what BusyError may take, on a machine with other things to do
+PATIENCE_S = 5.0  # what a state may take
+JOIN_S = 5.0
+INJECTED = "injected between two lines"
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Something that a database does, to be disturbed.
+
+    build       makes the file that it begins with; once
+    ready       brings the opened database to where the action begins
+    act         is disturbed
+    closes      whether it closes the database
+    writes      whether it needs the writer, and so fails while this thread has it
+    changes     of the tables that inners write to, so that their commits go the same way
+    small       whether it has so few lines that all of them are tried in the test suite
+    """
+
+    name: str
+    build: Callable[[Database], None]
+    act: Callable[[World], None]
+    ready: Callable[[World], None] = lambda _: None
+    closes: bool = False
+    writes: bool = True
+    cache_size: int = 1 << 16
+    page_size: int = 512
+    clean: bool = False  # the file was closed well; else its process has died
+    small: bool = True
+    threads: bool = False
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Something that comes between two lines.
+
+    act         what it does; None: it raises `error`
+    on_outer    it uses the transaction of the outer call, which may have ended
+    leaves      it leaves a transaction open, which makes this thread's next `write()` BusyError
+    """
+
+    name: str
+    act: Callable[[World], None] | None
+    error: type[BaseException] | None = None
+    on_outer: bool = False
+    leaves: bool = False
+
+
+class Skip(Exception):
+    """An inner call has nothing to do here."""
+
+
+@dataclass
+class World:
+    """A database and everything that is known about it."""
+
+    outer: Outer
+    path: str  # of the file
+    disk: SimDisk | Folder
+    db: Database
+    ledger: Ledger
+    transaction: WriteTransaction | None = None  # the outer call's, once it has one
+    effect: Effect | None = None  # the outer call's
+    said: bool = False  # whether all its changes are made
+    undoing: bool = False  # whether a savepoint is open that will be undone
+    held: WriteTransaction | None = None  # what an inner call left open
+    held_effect: Effect | None = None
+    readers: list[ReadTransaction] = field(default_factory=list)
+    extras: list[tuple[Effect, bool]] = field(default_factory=list)  # its further changes, and whether they must last
+    asked: set[str] = field(default_factory=set)  # what inner calls have done to the outer one
+    keys: int = 900
+    images: list[tuple[str, bytes, Choices]] = field(default_factory=list)
+    threads: list[Helper] = field(default_factory=list)
+    outcomes: list[str] = field(default_factory=list)
+    finishers: list[Callable[[], None]] = field(default_factory=list)
+
+    def beside(self, name: str) -> str:
+        """The path of another file."""
+        return f"{self.path}.{name}"
+
+    def begin(self, changes: list[Step], durability: str) -> WriteTransaction:
+        """The outer call's transaction, with its changes made."""
+        self.expect(changes, durability)
+        transaction = self.transaction = self.db.write(durability=durability)
+        try:
+            apply_to_transaction(transaction, changes)
+        except BaseException:
+            self.leave(transaction)
+            raise
+        return transaction
+
+    def expect(self, changes: list[Step], durability: str) -> None:
+        """The outer call is about to begin this commit; before `committing` nobody may see it."""
+        self.effect = self.ledger.begin(changes, durability)
+        self.effect.made = False
+
+    def committing(self) -> None:
+        """The outer call has made all its changes, and commits now."""
+        effect = self.effect
+        assert effect is not None
+        self.said = True
+        if effect.made is False and "abort" not in self.asked:
+            for each in (effect, *(extra for extra, _ in self.extras)):
+                each.begun = self.ledger.tick()
+                each.made = None
+
+    def commit(self, changes: list[Step], durability: str) -> None:
+        """The outer call is a commit."""
+        transaction = self.begin(changes, durability)
+        self.committing()
+        try:
+            transaction.commit()
+        except BaseException:
+            self.leave(transaction)
+            raise
+        self.done()
+
+    def leave(self, transaction: WriteTransaction) -> None:
+        """As the end of a `with` block after an exception."""
+        try:
+            transaction.abort()
+        except ClosedError:
+            pass
+
+    def done(self) -> None:
+        """The outer commit has returned."""
+        assert self.effect is not None
+        if "abort" not in self.asked:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """The outer call's commit was acknowledged, with what inner calls have added to it."""
+        assert self.effect is not None
+        self.ledger.acknowledge(self.effect)
+        for extra, is_sure in self.extras:
+            if is_sure:
+                self.ledger.acknowledge(extra)
+            else:
+                extra.made = None
+
+    def hardened(self, begun: int) -> None:
+        """A flush that began then has returned."""
+        self.ledger.harden(begun)
+
+    def new_changes(self) -> list[Step]:
+        """What the next inner commit writes: two keys, so that half of it would be seen."""
+        self.keys += 2
+        return [["put", "t", self.keys, 20, self.keys], ["put", "t", self.keys + 1, 9, self.keys]]
+
+    def photograph(self, when: str) -> None:
+        """Keep the file as it is now, and what it may hold, for the end of the state."""
+        image = self.disk.content(self.path)
+        if not self.images or self.images[-1][1] != image:
+            self.images.append((when, image, self.ledger.choices(KILLED)))
+
+
+class Helper(threading.Thread):
+    """Another thread of the same program; keeps what it ended with."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._action = action
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Carry out the action."""
+        try:
+            self._action()
+        except BaseException as error:  # noqa: BLE001 looked at by whoever waits
+            self.error = error
+
+    def finish(self) -> None:
+        """Wait for the end, and raise what it ended with."""
+        self.join(JOIN_S)
+        if self.is_alive():
+            raise Wrong(f"another thread never ends: {stack_of(self.ident or 0)}")
+        if self.error is not None:
+            raise self.error
+
+
+# -- the files that states begin with ------------------------------------------------------------
+
+_images: dict[str, tuple[bytes, Model]] = {}
+
+
+class Folder:
+    """Real files, in place of a simulated disk. No power cuts there."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._count = 0
+
+    def file_system(self) -> FileSystem:
+        """The machine's own."""
+        return OSFileSystem()
+
+    def new(self, image: bytes) -> str:
+        """A file with this content; the one before is removed."""
+        for name in os.listdir(self._folder):
+            os.remove(os.path.join(self._folder, name))
+        self._count += 1
+        path = os.path.join(self._folder, f"{self._count}.limpet")
+        Path(path).write_bytes(image)
+        return path
+
+    def content(self, path: str) -> bytes:
+        """What the file holds now."""
+        return Path(path).read_bytes()
+
+    def kill(self) -> None:
+        """Nothing to do: the database was closed, or its file is left to the collector."""
+
+
+def _opened(disk: SimDisk | Folder, path: str, outer: Outer) -> Database:
+    return open_on(
+        disk.file_system(), path, page_size=outer.page_size, cache_size=outer.cache_size, lock_timeout=0.0
+    )
+
+
+def new_world(outer: Outer, folder: Folder | None = None) -> World:
+    """The database of an outer call, ready for it; on real files in a folder, or on a simulated disk."""
+    if outer.name not in _images:
+        disk = SimDisk()
+        db = _opened(disk, PATH, outer)
+        outer.build(db)
+        content = read_all(db)
+        if outer.clean:
+            db.close()
+        else:
+            db.flush()
+        _images[outer.name] = disk.content(PATH), content
+    image, content = _images[outer.name]
+    place: SimDisk | Folder = SimDisk.of({PATH: image})
+    path = PATH
+    if folder is not None:
+        place, path = folder, folder.new(image)
+    world = World(outer, path, place, _opened(place, path, outer), Ledger(content))
+    outer.ready(world)
+    return world
+
+
+def outer_spots(outer: Outer, *, opcodes: bool = False, depth: int = 0, folder: Folder | None = None) -> list[Spot]:
+    """The spots of an outer call. The first run only fills what the process keeps for good."""
+    found: list[Spot] = []
+    for _ in range(2):
+        with tuned(GROWTH), same_luck(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            world = new_world(outer, folder)
+            with Watch(PATIENCE_S):
+                found = spots_of(lambda: outer.act(world), opcodes=opcodes, depth=depth)  # noqa: B023 called at once
+            for helper in world.threads:
+                helper.finish()
+            world.db.close()
+            world.disk.kill()
+    return found
+
+
+@contextmanager
+def same_luck() -> Iterator[None]:
+    """Every state gets the same random numbers and the same time, so that states that should agree do so byte by byte."""
+    urandom, time_ns = os.urandom, time.time_ns
+    luck, now = random.Random(18), itertools.count(1_780_000_000_000_000_000, 1000)
+    os.urandom = luck.randbytes
+    time.time_ns = lambda: next(now)
+    try:
+        yield
+    finally:
+        os.urandom, time.time_ns = urandom, time_ns
+
+
+# -- one state -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Second:
+    """An inner call inside of the inner call: at its line with this number."""
+
+    inner: Inner
+    number: int
+
+
+def play(
+    outer: Outer, spot: Spot, inner: Inner, second: Second | None = None, folder: Folder | None = None
+) -> list[str]:
+    """One state.
+
+    returns  how the inner calls ended: "works", "busy", "closed", "nothing to do"; [] if the spot was not reached
+    raises   Wrong
+    """
+    with tuned(GROWTH), same_luck(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        world = new_world(outer, folder)
+        problems: list[str] = []
+        watch = Watch(PATIENCE_S)
+        raised: BaseException | None = None
+
+        def act() -> None:
+            if inner.error is not None:
+                raise inner.error(INJECTED)
+            if second is None:
+                _try(world, inner, problems)
+            else:
+                visit = VisitNumber(second.number, lambda: _try(world, second.inner, problems))
+                traced_inside(visit, lambda: _try(world, inner, problems))
+
+        visit = Visit(spot, act)
+        try:
+            with watch:
+                try:
+                    with tracing(visit):
+                        outer.act(world)
+                except BaseException as error:  # noqa: BLE001 judged below
+                    raised = error
+                _forget_frames(raised)
+                if not problems and not watch.fired:
+                    raised_twice = _settle(world, inner, raised)
+                    problems += raised_twice
+        except Stuck as stuck:
+            problems.append(str(stuck))
+        except (limpet.LimpetError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            problems.append(f"afterwards: {error!r}")
+        finally:
+            for finish in world.finishers:
+                finish()
+            world.disk.kill()
+        if watch.fired:
+            raise Wrong(f"waits for ever: {watch.fired}")
+        if problems:
+            raise Wrong(problems[0])
+        return world.outcomes if visit.reached and inner.error is None else ["raised"] if visit.reached else []
+
+
+def _try(world: World, inner: Inner, problems: list[str]) -> None:
+    """An inner call, and how it ended; nothing of that reaches the line that it came between."""
+    started = time.monotonic()
+    assert inner.act is not None
+    try:
+        inner.act(world)
+        outcome = "works"
+    except Skip:
+        outcome = "nothing to do"
+    except BusyError as error:
+        outcome = "busy"
+        if time.monotonic() - started > AT_ONCE_S:
+            problems.append(f"{inner.name} waited for {time.monotonic() - started:.1f} s: {error}")
+    except ClosedError as error:
+        outcome = "closed"
+        if not (inner.on_outer or world.outer.closes or "close" in world.asked):
+            problems.append(f"{inner.name}: {error!r}, and nobody closed it")
+    except BaseException as error:  # noqa: BLE001 it is what is looked for
+        outcome = "wrong"
+        problems.append(f"{inner.name}: {type(error).__name__}: {error}")
+        _forget_frames(error)
+    world.outcomes.append(outcome)
+    if outcome == "works":
+        world.photograph(f"right after {inner.name}")
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Frames keep transactions alive."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
+
+
+def _settle(world: World, inner: Inner, raised: BaseException | None) -> list[str]:
+    """Everything that must be true after the outer call; returns what is wrong."""
+    problem = _judge(world, inner, raised)
+    if problem:
+        return [problem]
+    if raised is not None:  # the frames that it came out of are gone, and what they knew
+        world.transaction = None
+        gc.collect(0)
+    world.photograph("after the outer call")
+    _check_power_cut(world)
+    for finish in world.finishers:
+        finish()
+    for helper in world.threads:
+        try:
+            helper.finish()
+        except (OSError, ClosedError) as error:
+            if inner.error is None and not ("close" in world.asked or world.outer.closes):
+                return [f"the other thread: {error!r}"]
+    _finish_held(world)
+    for reader in world.readers:
+        reader.close()
+    world.readers.clear()
+    if world.outer.closes or "close" in world.asked:
+        _check_closed(world, raised)
+    if not _is_closed(world):
+        _check_usable(world)
+        world.db.close()
+    if isinstance(world.disk, SimDisk) and world.disk.names[PATH].handles:
+        return ["the file is still held after close()"]
+    world.ledger.harden(world.ledger.tick())
+    world.photograph("after closing")
+    for when, image, choices in world.images:
+        key = hash((world.outer.name, image, repr(choices)))
+        if key in _sound:
+            continue
+        problem = _opens(image, contents(world.ledger.base, choices))
+        if problem:
+            return [f"{when}: {problem}"]
+        _sound.add(key)
+    return []
+
+
+_sound: set[int] = set()  # files that were looked at, with what they may hold: most states leave the same ones
+
+
+def _judge(world: World, inner: Inner, raised: BaseException | None) -> str | None:
+    """Whether the outer call may end like this."""
+    if raised is None:
+        return None
+    if inner.error is not None and INJECTED in repr(raised):
+        return None
+    if isinstance(raised, PoisonedError):
+        return f"the outer call: {raised!r}"
+    if isinstance(raised, ClosedError) and world.asked:
+        return None
+    if isinstance(raised, BusyError) and world.held is not None:
+        return None
+    return f"the outer call: {type(raised).__name__}: {raised}"
+
+
+def _is_closed(world: World) -> bool:
+    try:
+        world.db.read().close()
+    except ClosedError:
+        return True
+    return False
+
+
+def _check_closed(world: World, raised: BaseException | None) -> None:
+    """A close that returned has closed everything; one that raised can be repeated."""
+    if raised is None or "close" in world.asked:
+        if not _is_closed(world):
+            raise Wrong("close() has returned, and the database is open")
+        world.db.close()
+
+
+def _finish_held(world: World) -> None:
+    """An inner call left its transaction open; now it commits."""
+    held, effect = world.held, world.held_effect
+    if held is None or effect is None:
+        return
+    effect.begun, effect.made = world.ledger.tick(), None
+    try:
+        held.commit()
+    except ClosedError:
+        if not (world.outer.closes or "close" in world.asked):
+            raise
+        effect.made = False
+    else:
+        world.ledger.acknowledge(effect)
+    world.held = None
+
+
+def _check_usable(world: World) -> None:
+    """The handle goes on: it holds what it must, commits, and gives everything back."""
+    db, ledger = world.db, world.ledger
+    _compare(read_all(db), ledger.allowed(SEEN), "in memory")
+    effect = ledger.begin([["put", "t", 990, 30, 77]], "sync")
+    try:
+        with db.write(timeout=AT_ONCE_S) as transaction:
+            apply_to_transaction(transaction, list(effect.changes))
+    except BusyError as error:
+        raise Wrong(f"the writer was never given back: {error}") from error
+    ledger.acknowledge(effect)
+    _compare(read_all(db), ledger.allowed(SEEN), "after another commit")
+    report = db.check()
+    if not report.ok:
+        raise Wrong(f"check: {'; '.join(map(str, report.errors[:2]))}")
+    readers = db.stats().readers
+    if readers:
+        raise Wrong(f"{readers} readers are counted, and none is open")
+
+
+def _check_power_cut(world: World) -> None:
+    """Without all that was not synced, what was acknowledged as durable is there."""
+    if not isinstance(world.disk, SimDisk):
+        return
+    units = world.disk.units()
+    after = world.disk.crash(units, [OLD] * len(units))
+    if PATH not in after.names:
+        raise Wrong("a power cut loses the file")
+    world.images.append(("after a power cut", after.content(PATH), world.ledger.choices(CUT)))
+
+
+def _opens(image: bytes, allowed: list[Model]) -> str | None:
+    """What is wrong with a file that a dead process or a closed database leaves."""
+    disk = SimDisk.of({PATH: image})
+    try:
+        db = open_on(disk.file_system(), PATH, create=False, read_only=True, cache_size=1 << 20, lock_timeout=0.0)
+        found = read_all(db)
+        report = db.check()
+    except (limpet.LimpetError, OSError) as error:
+        return f"the file does not open: {error!r}"
+    disk.kill()
+    if found not in allowed:
+        return f"the file: {difference(found, allowed[0])}"
+    if not report.ok:
+        return f"check of the file: {'; '.join(map(str, report.errors[:2]))}"
+    try:
+        check_image(image)
+    except Wrong as error:
+        return str(error)
+    return None
+
+
+def _compare(found: Model, allowed: list[Model], when: str) -> None:
+    if found not in allowed:
+        raise Wrong(f"{when}: {difference(found, allowed[0])}")
+
+
+__all__ = ["Inner", "Outer", "Second", "Skip", "World", "content_of", "new_world", "outer_spots", "play"]
