@@ -20,8 +20,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import limpet
 from limpet import BusyError, ClosedError, Database, PoisonedError, ReadTransaction, WriteTransaction
@@ -249,9 +249,7 @@ class Folder:
 
 
 def _opened(disk: SimDisk | Folder, path: str, outer: Outer) -> Database:
-    return open_on(
-        disk.file_system(), path, page_size=outer.page_size, cache_size=outer.cache_size, lock_timeout=0.0
-    )
+    return open_on(disk.file_system(), path, page_size=outer.page_size, cache_size=outer.cache_size, lock_timeout=0.0)
 
 
 def new_world(outer: Outer, folder: Folder | None = None) -> World:

@@ -191,14 +191,17 @@ class Committer:
     def _books_of(self, found: _Found) -> Books:
         return Books(found.pager, self.path, found.ledger, self.chain, self.pins, self._lock, clean=found.clean)
 
-    def switch(self, file: File) -> None:
-        """Go on with another file that holds the same commit. The caller is the writer, and flushes."""
-        old = self.books.pager
+    def prepare_switch(self, file: File) -> tuple[Books, Commit, int]:
+        """Read another file that holds the same commit; what `switch` needs. The caller is the writer, and flushes."""
         found = self._take_up(file)
-        books, commit, chain = self._books_of(found), found.commit, self.chain
-        last_txid = max(chain.last_txid, found.seen_txid)
+        return self._books_of(found), found.commit, max(self.chain.last_txid, found.seen_txid)
+
+    def switch(self, prepared: tuple[Books, Commit, int]) -> None:
+        """Go on with that file. Everybody who has begun to read the old one goes on with the old one."""
+        old, chain = self.books.pager, self.chain
+        books, commit, last_txid = prepared
+        self.retired.add(old)
         with self._lock:
-            self.retired.add(old)
             self.books, chain.last_txid, chain.tip, chain.shown, chain.written = (
                 books,
                 last_txid,
@@ -228,7 +231,7 @@ class Committer:
         """Before anything that takes a lock: raises the failure if there is one; BusyError if this thread is inside."""
         if self.chain.failure is not None:
             raise self.error()
-        if self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy() or self.seat.is_mine():
+        if self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy():
             raise BusyError(
                 "this thread is in the middle of a commit or another call of the same database, which a signal "
                 "handler or a finalizer has interrupted; do it after that"
@@ -261,22 +264,22 @@ class Committer:
         self.enter()
         if self.read_only:
             raise ReadOnlyError(f"{self.path} was opened read-only")
-        holder = self.seat.holder()
-        if holder is not None and holder.thread == threading.get_ident():
-            raise BusyError("this thread has a write transaction open already; end it, or use a savepoint inside it")
         transaction = WriteTransaction(self, durability)
         try:
             if not self.seat.take(transaction, timeout_s):
                 raise BusyError(f"another thread's write transaction did not end within {timeout_s:g} s")
             if self.chain.failure is not None:  # while it waited
                 raise self.error()
-            with self._lock:
-                self._settle()
-                self.books.space()
-                return transaction.place(self.chain.tip, self.chain.last_txid + 1)
+            tip = self.chain.tip
+            if tip.error is not None or self.books.ledger.space is None:
+                with self._lock:
+                    self._settle()
+                    self.books.space()
+                    tip = self.chain.tip
+            return transaction.place(tip, self.chain.last_txid + 1)
         except BaseException:
             transaction.is_open = False
-            self.seat.leave(transaction)
+            self.seat.ring()
             raise
 
     def abort(self, transaction: WriteTransaction) -> None:
@@ -287,7 +290,7 @@ class Committer:
         transaction.end()
         if self.forked_child:
             return
-        self.seat.leave(transaction)
+        self.seat.ring()
         if not self._is_booked() and not self.books.pager.is_busy():
             self._give_back_orphans()
 
@@ -317,7 +320,7 @@ class Committer:
                 self.abort(transaction)  # an error, or nothing to commit
             else:
                 transaction.end()
-                self.seat.leave(transaction)
+                self.seat.ring()
         if commit is None:
             if self.chain.is_unseen(base):  # what it saw, and its caller may tell, is perhaps not durable yet
                 self._await(base)
@@ -565,11 +568,12 @@ class Committer:
         if self.forked_child or isinstance(self.chain.failure, ClosedError):
             return
         holder = self.seat.holder()
-        if self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy() or self.seat.is_mine():
+        if self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy():
             raise _busy_closing()
         if isinstance(holder, WriteTransaction) and holder.thread == threading.get_ident():
             if holder.in_step():
                 raise _busy_closing()
+            holder.is_forsaken = True
             self.abort(holder)
         closing = _Closing()
         try:
@@ -580,7 +584,7 @@ class Committer:
                 self._close_file()
         finally:
             closing.is_open = False
-            self.seat.leave(closing)
+            self.seat.ring()
             self.turn.ring()
 
     def _close_file(self) -> None:

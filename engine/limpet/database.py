@@ -377,7 +377,7 @@ class Database:
                     write_copy(
                         snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress
                     )
-                    committer.switch(file)
+                    committer.switch(committer.prepare_switch(file))
                 else:
                     self._check_at_path()
                     file = self._write_copy(snapshot, self.path, progress)
@@ -392,15 +392,15 @@ class Database:
         """Give a finished copy the name of the file, and go on with it. The caller is the writer, and flushes."""
         committer = self._committer
         old = committer.books.file
-        is_replacing = False
+        prepared = None
         try:
             self._check_at_path()
             if not file.try_lock(exclusive=True):
                 raise LockedError(f"{file.path}: locked by another process as soon as it was made")
-            is_replacing = True
+            prepared = committer.prepare_switch(file)
             put_in_place(self._file_system, file, self.path, overwrite=True)
         except BaseException as error:
-            if not is_replacing or old.is_at_path():
+            if prepared is None or old.is_at_path():
                 remove_quietly(self._file_system, file.path)
                 file.close()
             elif isinstance(error, OSError):
@@ -408,14 +408,9 @@ class Database:
                 file.close()
             else:  # an interrupt came after the new file had the name
                 file.path = self.path
-                committer.switch(file)
+                committer.switch(prepared)
             raise
-        try:
-            committer.switch(file)
-        except OSError as error:
-            committer.poison(error)
-            file.close()
-            raise
+        committer.switch(prepared)
 
     def _check_at_path(self) -> None:
         """What has our name by now may be somebody else's database."""

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
 from .chain import Commit
-from .errors import LimitError, LimpetError, NoSuchTableError
+from .errors import ClosedError, LimitError, LimpetError, NoSuchTableError
 from .format import CATALOGUE_ENTRY, FIRST_TABLE_TREE, make_stamp, max_inline_entry, max_key_size
 from .overlay import ENDED, NOTHING_KNOWN, Changed, TableInfo, WorkingTree, in_the_middle
 from .paging import PageSource, PageWork
@@ -74,6 +74,7 @@ class WriteTransaction:
         "_views",
         "durability",
         "in_step",
+        "is_forsaken",
         "is_open",
         "page_work",
         "step",
@@ -84,6 +85,7 @@ class WriteTransaction:
     def __init__(self, host: Host, durability: str) -> None:
         """Not for users: `db.write()` makes it. It has to be placed on a commit before it can be used."""
         self.is_open = True  # as long as this holds, it has the writer's seat, if it took it
+        self.is_forsaken = False  # aborted by the closing of the database
         self.thread = threading.get_ident()  # that began it
         self._host = host
         self.durability = durability
@@ -113,9 +115,10 @@ class WriteTransaction:
     @property
     def base(self) -> Commit:
         """The commit that it began at. Not for users."""
-        if self._base is None:
+        base = self._base
+        if base is None:
             raise ended()
-        return self._base
+        return base
 
     @property
     def next_tree_id(self) -> int:
@@ -289,6 +292,8 @@ class WriteTransaction:
                 self._host.commit(self)
             else:
                 self._host.abort(self)
+        elif self.is_forsaken and kind is None:
+            raise ClosedError("the database was closed inside the transaction; nothing of it was committed")
 
     def __del__(self) -> None:
         try:

@@ -8,7 +8,8 @@ function; and an exception may come up there. Two rules make that harmless here:
   It is never entered twice all the same: who comes in from outside looks at `is_mine` first and
   raises BusyError (`Committer`).
 - The writer is a transaction that is open. When it is over, or was forgotten, the seat is free,
-  whether or not somebody got as far as saying so.
+  whether or not somebody got as far as saying so. Who is next is settled by one step of the
+  interpreter, so there is no moment in which the seat is half taken.
 
 Waiting is done at a bell, a lock of one's own that somebody else releases. A ring that an
 interrupt swallowed costs a waiter `_LOST_RING_S`, not its life: it then looks for itself.
@@ -22,6 +23,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
+
+from .errors import BusyError
 
 _LOST_RING_S = 0.2  # seconds; long against a flush, so that looking costs nothing
 
@@ -39,34 +42,54 @@ class Holder(Protocol):
     thread: int  # which began it, by threading.get_ident()
 
 
-class Seat:
-    """The place of the writer: one at a time, held until it is over."""
+class _Place:
+    """One holder in the line of those who have had the seat.
 
-    __slots__ = ("_guard", "_holder", "_waiting", "is_mine")
+    holder  weak: a transaction that was forgotten must be collected
+    after   who came next, under the key 0: `setdefault` says in one step who that is, for good
+    """
+
+    __slots__ = ("after", "holder")
+
+    def __init__(self, holder: Holder | None) -> None:
+        self.holder = None if holder is None else weakref.ref(holder)
+        self.after: dict[int, _Place] = {}
+
+    def sitting(self) -> Holder | None:
+        """The holder, as long as it is open."""
+        holder = None if self.holder is None else self.holder()
+        return holder if holder is not None and holder.is_open else None
+
+
+class Seat:
+    """The place of the writer: one at a time, held until it is over.
+
+    There is no lock in it: holders form a line, and who wants the seat goes behind the last, if that is over.
+    """
+
+    __slots__ = ("_last", "_waiting")
 
     def __init__(self) -> None:
-        self._guard = threading.RLock()
-        self.is_mine = owner_of(self._guard)  # whether this thread is just taking or leaving it
-        self._holder: weakref.ref[Holder] | None = None  # weak: who was forgotten must be collected
+        self._last = _Place(None)  # or one before it: those after it are found from there
         self._waiting: deque[threading.Lock] = deque()  # bells, in the order of their coming
 
     def holder(self) -> Holder | None:
         """Who has it; None if it is free."""
-        reference = self._holder
-        if reference is None:
-            return None
-        holder = reference()
-        return holder if holder is not None and holder.is_open else None
+        place = self._last
+        while (holder := place.sitting()) is None and (following := place.after.get(0)) is not None:
+            place = following
+        return holder
 
     def take(self, holder: Holder, timeout_s: float | None) -> bool:
         """Let `holder`, which is open, have it; waits until it is free.
 
         timeout_s  seconds to wait, 0 or more; None: as long as it takes
         returns    False if it did not become free in time
-        After an interrupt it may be taken or not: call `leave` in any case
+        raises     BusyError if this thread has it already
+        After an interrupt it may be taken or not: end the holder, and call `ring`
         """
-        reference = weakref.ref(holder)
-        if self._try(reference):
+        own = _Place(holder)
+        if self._try(own):
             return True
         end = None if timeout_s is None else time.monotonic() + timeout_s
         bell = threading.Lock()
@@ -75,7 +98,7 @@ class Seat:
             while True:
                 if bell not in self._waiting:
                     self._waiting.append(bell)
-                if self._try(reference):
+                if self._try(own):
                     return True
                 pause_s = _LOST_RING_S
                 if end is not None:
@@ -87,29 +110,30 @@ class Seat:
             if bell in self._waiting:
                 self._waiting.remove(bell)
             elif self.holder() is None:  # it was rung for us, and we do not stay
-                self._ring()
+                self.ring()
 
-    def _try(self, reference: weakref.ref[Holder]) -> bool:
-        with self._guard:
-            if self.holder() is not None:
+    def _try(self, own: _Place) -> bool:
+        place = self._last
+        while True:
+            sitting = place.sitting()
+            if sitting is not None:
+                if sitting.thread == threading.get_ident():
+                    raise BusyError(
+                        "this thread has a write transaction open already; end it, or use a savepoint inside it"
+                    )
                 return False
-            self._holder = reference
-            return True
+            place = place.after.setdefault(0, own)
+            if place is own:
+                self._last = own
+                return True
 
-    def leave(self, holder: Holder) -> None:
-        """The holder is over: let the next one have it. Nothing happens if it does not have it."""
-        with self._guard:
-            reference = self._holder
-            if reference is not None and reference() in (holder, None):
-                self._holder = None
+    def ring(self) -> None:
+        """A holder is over: wake the one who waits longest."""
         if self._waiting:
-            self._ring()
-
-    def _ring(self) -> None:
-        try:
-            self._waiting.popleft().release()
-        except (IndexError, RuntimeError):
-            pass  # nobody waits any more, or has not yet heard the ring before
+            try:
+                self._waiting.popleft().release()
+            except (IndexError, RuntimeError):
+                pass  # nobody waits any more, or has not yet heard the ring before
 
 
 class Turn:

@@ -19,14 +19,20 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # the fuzzers are not installed; they lie beside the tests
 
-from fuzz.f18_reentry import Account, exhaust, one, steady  # noqa: E402 the path comes first
+from fuzz.f18_reentry import (  # noqa: E402 the path comes first
+    CLASS,
+    Account,
+    exhaust,
+    one,
+    steady,
+)
 from fuzz.harness import Budget, quiet, run_class  # noqa: E402 the path comes first
-from fuzz.f18_reentry import CLASS  # noqa: E402 the path comes first
 from fuzz.interruptions import INNERS  # noqa: E402 the path comes first
 from fuzz.oracle import PATH, open_sim, read_all, tuned  # noqa: E402 the path comes first
 from fuzz.reentry import Folder, Helper, outer_spots  # noqa: E402 the path comes first
 from fuzz.scenarios import OUTERS  # noqa: E402 the path comes first
 from fuzz.spots import VisitNumber, Watch, is_still, tracing  # noqa: E402 the path comes first
+
 from limpet.testing import Call, Fault, SimDisk  # noqa: E402 the path comes first
 
 # What a failed state leaves behind is found by the collector during the next test, which it should not fail.
