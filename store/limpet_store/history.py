@@ -104,6 +104,33 @@ def add(work: Work, key: str, messages: Sequence[Message], *, archive: bool) -> 
     return seqs
 
 
+def archive(work: Work, key: str, generation: int, messages: Sequence[Message]) -> list[int]:
+    """Archive messages of an earlier time, without making them active, after what the generation holds.
+
+    generation  one of the session's, or a new one, which is used from now on
+    returns     their sequence numbers; none of them is, or will be, the number of another message of the generation
+    raises      TypeError or ValueError when one of them is no JSON object; nothing has changed then
+    """
+    texts = [MESSAGES.encode(message) for message in messages]
+    now = work.now()
+    meta = work.get(SESSIONS, key)
+    active = work.counter(key, ACTIVE)
+    history = work.counter(key, generation)
+    first = history.next_seq if history else 0
+    if meta is not None and meta.generation == generation:
+        first = max(first, meta.message_count, active.next_seq if active else 0)
+    seqs = list(range(first, first + len(texts)))
+    rows = work.view(ARCHIVE.table)
+    size = 0
+    for seq, text in zip(seqs, texts, strict=True):
+        raw = archived_row(now, text.encode())
+        rows[key, generation, seq] = raw
+        size += len(raw)
+    if seqs:
+        work.put(COUNTERS, (key, generation), _more(history, seqs, size, now), history)
+    return seqs
+
+
 def archived_row(stored_at: int, message: bytes) -> bytes:
     """The value of an archive row, from the value of the active one: saves encoding the message again."""
     return b"[%d,%b]" % (stored_at, message)
@@ -152,6 +179,21 @@ def clear_active(work: Work, key: str) -> int:
     if counter is not None:
         work.remove(COUNTERS, (key, ACTIVE), counter)
     return count
+
+
+def forget_active_from(work: Work, key: str, first_seq: int) -> int:
+    """Delete the active rows of a session from a number on; their numbers stay used. Returns how many there were.
+
+    cost  O(rows deleted)
+    """
+    counter = work.counter(key, ACTIVE)
+    gone = [len(raw) for _, raw in work.view(MESSAGES.table).range((key, first_seq), (after_text(key),))]
+    if counter is None or not gone:
+        return 0
+    work.remove_range(MESSAGES, (key, first_seq), (after_text(key),))
+    left = counter._replace(row_count=counter.row_count - len(gone), value_size=counter.value_size - sum(gone))
+    work.put(COUNTERS, (key, ACTIVE), left if left.row_count else _emptied(left), counter)
+    return len(gone)
 
 
 def delete_session(work: Work, key: str) -> bool:
