@@ -161,6 +161,16 @@ def test_a_transcript_that_compaction_left_a_part_of_is_the_same_conversation(ho
     assert generations(store) == [["a", "b", "c", "d", "summary", "e"]]
 
 
+def test_two_files_that_share_entries_are_one_conversation_when_they_come_together(home: Home, store: Store) -> None:
+    home.name(K, "S2", usageFamilySessionIds=["S", "S2"])
+    home.file("S.jsonl", *chain("a", "b", "c", "d"))
+    home.file("S2.jsonl", entry("s", None, content="summary"), *chain("c", "d", "e", parent="s"))
+    account = moved(home, store)
+    assert (account.messages, account.lines["there already"]) == (6, 2)
+    assert active(store) == ["summary", "c", "d", "e"]
+    assert generations(store) == [["a", "b", "c", "d", "summary", "e"]]
+
+
 def test_a_broken_line_that_was_repaired_comes_once_and_doubles_nothing(home: Home, store: Store) -> None:
     home.name(K, "S")
     lines = chain("a", "b", "c", "d")
@@ -209,6 +219,17 @@ def test_a_file_without_ids_gets_them_and_nothing_comes_twice(home: Home, store:
     home.file("S.jsonl", *map(json.dumps, named), entry("i5", "i4", content="new"))
     assert moved(home, store).messages == 1
     assert active(store) == [*texts, "ok", "new"]
+
+
+def test_what_two_conversations_say_without_ids_and_times_comes_twice(home: Home, store: Store) -> None:
+    line = json.dumps({"type": "message", "message": {"role": "user", "content": "ok"}})
+    home.name(K, "S")
+    home.file("S.jsonl", line, line)
+    moved(home, store)
+    (home.folder / "S.jsonl").rename(home.folder / f"S.jsonl.{RESET.format(1)}")
+    home.file("S.jsonl", line)
+    assert moved(home, store).messages == 1
+    assert generations(store) == [["ok", "ok"], ["ok"]]
 
 
 def test_ids_of_another_session_mean_nothing(home: Home, store: Store) -> None:
@@ -429,30 +450,48 @@ def finish(home: Home, store: Store, wanted: tuple[list[list[str]], list[str]]) 
     return account.messages
 
 
-def test_an_import_that_stopped_before_any_of_its_commits_is_finished_by_the_next(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stopped(home: Home, store: Store, commits: int) -> bool:
+    """Import, and stop before a commit; returns whether there were so many."""
+    writing, left = store.writing, iter(range(commits))
+
+    def counted(**options: Any) -> Any:
+        if next(left, None) is None:
+            raise Stopped
+        return writing(**options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "writing", counted)
+        try:
+            import_openclaw(home.path, store)
+        except Stopped:
+            return True
+    return False
+
+
+def test_an_import_that_stopped_before_any_of_its_commits_is_finished_by_the_next(home: Home) -> None:
     wanted = interrupted(home)
     for commits in itertools.count():
         with Store.open(":memory:") as store:
-            writing, left = store.writing, iter(range(commits))
-
-            def counted(writing: Any = writing, left: Any = left, **options: Any) -> Any:
-                if next(left, None) is None:
-                    raise Stopped
-                return writing(**options)
-
-            monkeypatch.setattr(store, "writing", counted)
-            try:
-                import_openclaw(home.path, store)
+            if not stopped(home, store, commits):
                 break
-            except Stopped:
-                monkeypatch.setattr(store, "writing", writing)
-                finish(home, store, wanted)
-    assert commits > 12
+            finish(home, store, wanted)
+    assert commits >= 12
 
 
-@pytest.mark.parametrize("commits", [3, 9, 14])
+def test_a_change_of_the_branch_that_stopped_before_any_of_its_commits_is_finished_by_the_next(home: Home) -> None:
+    (before, after), _ = interrupted(home)
+    for commits in itertools.count():
+        interrupted(home)
+        with Store.open(":memory:") as store:
+            moved(home, store)
+            home.append("S.jsonl", *chain("k", "l", "m", "n", parent="g"))
+            if not stopped(home, store, commits):
+                break
+            finish(home, store, ([before, [*after, "k", "l", "m", "n"]], ["e", "f", "g", "k", "l", "m", "n"]))
+    assert commits >= 8
+
+
+@pytest.mark.parametrize("commits", [3, 9])
 def test_an_import_that_was_killed_is_finished_by_the_next(home: Home, db_path: Path, commits: int) -> None:
     wanted = interrupted(home)
     killed = subprocess.run([sys.executable, "-c", KILL, home.path, db_path, str(commits)])

@@ -129,20 +129,30 @@ class SessionImport:
         for index in new:
             outcomes[index] = IMPORTED if live and entries[index].on_chain else ARCHIVED
         self.added += len(new)
-        seqs = self._archive(generation or 0, [(index, entries[index]) for index in new], activate=live and not follows)
-        if follows:
+        wanted = [index for index, entry in enumerate(entries) if entry.on_chain and index not in repeated]
+        kept = self._agreeing([entries[index].message for index in wanted]) if follows else 0
+        # As a rule the chain has only grown, and each message becomes active in the commit that archives it.
+        appends = follows and kept == len(self._active) and not matches.keys() & set(wanted[kept:])
+        seqs = self._archive(
+            generation or 0,
+            [(index, entries[index]) for index in new],
+            activate=live and (appends or not follows),
+            follows=follows,
+        )
+        if follows and not appends:
             for index, match in matches.items():
                 if match.by != "changed" and match.place.generation == generation:
                     seqs[index] = match.place.seq
-            self._follow(
-                [
-                    _Wanted(seqs.get(index), entry.message)
-                    for index, entry in enumerate(entries)
-                    if entry.on_chain and index not in repeated
-                ]
-            )
+            self._follow([_Wanted(seqs.get(index), entries[index].message) for index in wanted], kept)
         self._save()
         return outcomes
+
+    def _agreeing(self, wanted: list[Message]) -> int:
+        """How many of the messages that should be active are so already, counted from the beginning."""
+        kept = 0
+        while kept < min(len(self._active), len(wanted)) and self._active[kept][1] == wanted[kept]:
+            kept += 1
+        return kept
 
     def _matches(self, path: Path, entries: list[Entry], repeated: set[int]) -> dict[int, Match]:
         """What is known of the entries; where the archive's beginning is gone, by the count of version 0.1 as well."""
@@ -211,10 +221,13 @@ class SessionImport:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def _archive(self, generation: int, new: list[tuple[int, Entry]], *, activate: bool) -> dict[int, int | None]:
+    def _archive(
+        self, generation: int, new: list[tuple[int, Entry]], *, activate: bool, follows: bool
+    ) -> dict[int, int | None]:
         """Archive messages and record them; returns the number that each of them got, by its index.
 
         activate  append those on the chain to the active rows as well
+        follows   the active rows are those of the transcript, and nothing else
         """
         seqs: dict[int, int | None] = {}
         for at in range(0, len(new), MESSAGES_PER_COMMIT):
@@ -224,25 +237,24 @@ class SessionImport:
             else:
                 with self._store.writing() as work:
                     self._begin_in(work)
-                    numbers = history.archive(work, self._key, generation, [entry.message for _, entry in batch])
+                    messages = [entry.message for _, entry in batch]
+                    active = {at for at, (_, entry) in enumerate(batch) if activate and entry.on_chain}
+                    numbers = history.archive(work, self._key, generation, messages, active)
                     known = [Known(entry.id, entry.mark, seq) for (_, entry), seq in zip(batch, numbers, strict=True)]
-                    self._record.add(generation, known)
-                    self._record.save(work)
-                    for (index, entry), seq in zip(batch, numbers, strict=True):
-                        seqs[index] = seq
-                        if activate and entry.on_chain:
-                            history.restore(work, MESSAGES, (self._key, seq), entry.message)
+                    seqs |= {index: seq for (index, _), seq in zip(batch, numbers, strict=True)}
                     if activate:
                         self._count_on(work)
+                    if activate and follows:
+                        self._record.active = [*(self._record.active or ()), *(numbers[at] for at in sorted(active))]
+                        self._date(work)
+                    self._record.add(generation, known)
+                    self._record.save(work)
             self._finder.learn(generation, known)
             self._finder.claim(one.mark for one in known if one.id is None)
         return seqs
 
-    def _follow(self, wanted: list[_Wanted]) -> None:
-        """Make these the active messages, writing only from where they differ."""
-        kept = 0
-        while kept < min(len(self._active), len(wanted)) and self._active[kept][1] == wanted[kept].message:
-            kept += 1
+    def _follow(self, wanted: list[_Wanted], kept: int) -> None:
+        """Make these the active messages; so many of them are already."""
         self.activated = self.activated or kept < len(self._active)
         if self._store is None or (kept == len(self._active) == len(wanted)):
             return

@@ -128,9 +128,10 @@ def mark_of(message: Message) -> str:
 
     raises  UnstorableError when the store could not hold the message
     """
-    wire.check(message)
-    said = wire.encode([message.get("role"), message.get("content"), message.get("timestamp")])
-    return hashlib.blake2b(said.encode(), digest_size=MARK_BYTES).hexdigest()
+    wire.check({name: value for name, value in message.items() if not isinstance(value, str)})
+    role, content, time = message.get("role"), message.get("content"), message.get("timestamp")
+    said = f"{wire.encode([role, time])}{content if isinstance(content, str) else wire.encode(content)}"
+    return hashlib.blake2b(wire.check_text(said).encode(), digest_size=MARK_BYTES).hexdigest()
 
 
 def _parse(raw: bytes) -> tuple[dict[str, Any], bool]:
@@ -210,12 +211,14 @@ def _text(content: Any) -> str:
 def _mend(message: Message) -> tuple[Message, bool]:
     """The message with U+FFFD for each half of a character, and whether there was one."""
     mended = {name: mend(value) for name, value in message.items()}
-    return mended, mended != message
+    return mended, any(value is not message[name] for name, value in mended.items())
 
 
 def mend(value: Any) -> Any:
     """A text with U+FFFD for each half of a character, which UTF-8 cannot hold; any other value as it is."""
-    return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+    if not isinstance(value, str) or value.isascii() or wire.is_utf8(value):
+        return value
+    return _SURROGATE.sub("\ufffd", value)
 
 
 def _text_or_none(value: Any) -> str | None:
