@@ -192,6 +192,8 @@ def test_an_entry_that_stands_twice_in_a_file_comes_once(home: Home, store: Stor
     account = moved(home, store)
     assert (account.messages, account.lines["the same entry twice in the file"]) == (3, 1)
     assert [text for *_, text in archive(store)] == ["a", "b", "another with the same id"]
+    home.append("S.jsonl", entry("b", "a", "assistant", "a third one"))
+    assert moved(home, store).messages == 1
 
 
 def test_an_entry_that_says_something_else_now_is_active_as_it_is_now(home: Home, store: Store) -> None:
@@ -202,6 +204,7 @@ def test_an_entry_that_says_something_else_now_is_active_as_it_is_now(home: Home
     account = moved(home, store)
     assert (account.messages, account.lines["there already, in other words"]) == (0, 1)
     assert (active(store), generations(store)) == (["a", "redacted", "c"], [["a", "b", "c"]])
+    assert store.messages.replace(K, store.messages.load(K)) == [0, 3, 4], "no number stands for two messages"
 
 
 def test_a_file_without_ids_gets_them_and_nothing_comes_twice(home: Home, store: Store) -> None:
@@ -230,6 +233,20 @@ def test_what_two_conversations_say_without_ids_and_times_comes_twice(home: Home
     home.file("S.jsonl", line)
     assert moved(home, store).messages == 1
     assert generations(store) == [["ok", "ok"], ["ok"]]
+
+
+def test_what_every_conversation_says_does_not_make_two_of_them_one(home: Home, store: Store) -> None:
+    def said(text: str) -> str:
+        return json.dumps({"type": "message", "message": {"role": "user", "content": text}})
+
+    home.name(K, "S")
+    home.file("S.jsonl", said("ok"), said("a"))
+    moved(home, store)
+    (home.folder / "S.jsonl").unlink()
+    home.name(K, "S2")
+    home.file("S2.jsonl", said("ok"), said("x"), said("y"))
+    assert moved(home, store).messages == 3
+    assert generations(store) == [["ok", "a"], ["ok", "x", "y"]]
 
 
 def test_ids_of_another_session_mean_nothing(home: Home, store: Store) -> None:
