@@ -122,9 +122,9 @@ def generations(store: Store, key: str = K) -> list[list[str]]:
 def test_two_session_keys_with_one_session_id_both_get_the_transcript(home: Home, store: Store) -> None:
     home.name("agent:main:cron:j1", "S1")
     home.name("agent:main:cron:j1:run:S1", "S1")
-    home.file("S1.jsonl", *chain("a", "b", "c"))
+    home.file("S1.jsonl", *chain("a", "b", "c"), "broken")
     account = moved(home, store)
-    assert (account.sessions, account.messages, account.lines["imported"]) == (2, 6, 3)
+    assert (account.sessions, account.messages, account.lines["imported"], len(account.errors)) == (2, 6, 3, 1)
     assert active(store, "agent:main:cron:j1") == active(store, "agent:main:cron:j1:run:S1") == ["a", "b", "c"]
 
 
@@ -205,6 +205,9 @@ def test_an_entry_that_says_something_else_now_is_active_as_it_is_now(home: Home
     assert (account.messages, account.lines["there already, in other words"]) == (0, 1)
     assert (active(store), generations(store)) == (["a", "redacted", "c"], [["a", "b", "c"]])
     assert store.messages.replace(K, store.messages.load(K)) == [0, 3, 4], "no number stands for two messages"
+    home.append("S.jsonl", *chain("d", parent="c"))
+    moved(home, store)
+    assert (archive(store)[-1], active(store)) == ((1, 5, "d"), ["a", "redacted", "c", "d"])
 
 
 def test_a_file_without_ids_gets_them_and_nothing_comes_twice(home: Home, store: Store) -> None:
@@ -368,13 +371,13 @@ def test_a_reset_that_keeps_the_name_of_the_file_begins_a_new_generation(home: H
 
 
 def test_earlier_ids_in_the_index_lead_to_their_files(home: Home, store: Store) -> None:
-    home.name(K, "S3", usageFamilySessionIds=["S1", "S2", "S3"])
-    home.file(f"S1.jsonl.{RESET.format(1)}", *chain("a"))
-    home.file("S2.jsonl", *chain("b"))
-    home.file("S3.jsonl", *chain("c"))
+    home.name(K, "S4", usageFamilySessionIds=["S3", "S2", "S1", "S4"])
+    home.file("S1.jsonl", *chain("a"))  # its header says when it began
+    home.file(f"S2.jsonl.{RESET.format(1)}", *chain("b"))
+    home.file(f"S3.jsonl.{RESET.format(2)}", *chain("c"))
+    home.file("S4.jsonl", *chain("d"))
     moved(home, store)
-    assert sorted(generations(store)[:2]) == [["a"], ["b"]]
-    assert (generations(store)[2:], active(store)) == ([["c"]], ["c"])
+    assert (generations(store), active(store)) == ([["a"], ["b"], ["c"], ["d"]], ["d"])
 
 
 def test_a_key_that_the_index_names_twice_is_one_session(home: Home, store: Store) -> None:
@@ -533,12 +536,29 @@ def test_half_a_character_becomes_a_sign_of_its_own_and_is_reported(home: Home, 
     assert meta.peer_name == "A\ufffd"
 
 
+def test_a_record_that_cannot_be_read_is_reported_and_nothing_comes_twice_without_it(home: Home, store: Store) -> None:
+    for key in (K, "agent:main:other"):
+        home.name(key, "S")
+    home.file("S.jsonl", *chain("a", "b"))
+    moved(home, store)
+    [name, _] = [name for name, _ in store.kv.items("import-openclaw:session:")]
+    for text in ('{"live": 1}', "not JSON", "[]"):
+        store.kv.set(name, text)
+        account = import_openclaw(home.path, store)
+        assert (account.adds_up, account.messages, len(account.errors)) == (True, 0, 1)
+        assert f"kv['{name}']" in account.errors[0]
+    store.kv.delete(name)
+    assert moved(home, store).messages == 0
+    assert active(store) == active(store, "agent:main:other") == ["a", "b"]
+
+
 def test_a_session_that_the_store_cannot_hold_is_reported_and_the_others_come(home: Home, store: Store) -> None:
     home.name("agent:main:" + "k" * 2000, "S1")
+    home.name("agent:main:z" + "k" * 2000, "S2")
     home.name(K, "S2")
     home.file("S1.jsonl", *chain("a", "b"))
     home.file("S2.jsonl", *chain("c"))
     account = import_openclaw(home.path, store)
-    assert (account.adds_up, account.messages, len(account.errors)) == (True, 1, 1)
-    assert account.lines["of a session that was left out for an error"] == 2
+    assert (account.adds_up, account.messages, len(account.errors)) == (True, 1, 2)
+    assert (account.lines["of a session that was left out for an error"], account.lines["imported"]) == (2, 1)
     assert active(store) == ["c"]

@@ -78,12 +78,13 @@ def test_files_that_stay_behind_are_counted_by_reason(home: Path, store: Store) 
     assert not account.complete
 
 
-def test_a_transcript_in_another_folder_is_counted_once(home: Path, store: Store) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_transcript_in_another_folder_is_counted_once(home: Path, store: Store, named: bool) -> None:
     elsewhere = home / "agents" / "other" / "sessions" / "X.jsonl"
-    make(elsewhere.parent, {"mine": {"sessionId": "X"}}, {"X.jsonl": line(1) + line(2)})
+    make(elsewhere.parent, {"mine": {"sessionId": "X"}} if named else {}, {"X.jsonl": line(1) + line(2)})
     make(home / "agents" / "main" / "sessions", {"theirs": {"sessionId": "Y", "sessionFile": str(elsewhere)}}, {})
     account = import_openclaw(home, store)
-    assert (account.sessions, account.messages, account.lines["imported"]) == (2, 4, 2)
+    assert (account.sessions, account.messages, account.lines["imported"]) == (1 + named, 2 + 2 * named, 2)
     assert account.line_count == line_count(home)
     assert account.adds_up
 

@@ -85,8 +85,8 @@ class _Import:
 
     def _session(self, session: Session) -> None:
         account = self._account
-        one = SessionImport(self._store, session, dry_run=account.dry_run)
         try:
+            one = SessionImport(self._store, session, dry_run=account.dry_run)
             for path in session.files:
                 self._file(one, path)
         except (limpet.LimitError, UndecodableError) as error:

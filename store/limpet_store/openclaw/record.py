@@ -163,10 +163,11 @@ def load(work: Work | None, key: str) -> Record:
     raises  UndecodableError when it is not as this module writes it
     """
     record = Record(key)
-    row = _get(work, SESSIONS + _hash(key))
-    if row is None:
-        return record
+    name = SESSIONS + _hash(key)
     try:
+        row = _get(work, name)
+        if row is None:
+            return record
         record.live, record.transcript = row["live"], row["transcript"]
         record.active = None if row["active"] is None else [n for a, b in row["active"] for n in range(a, b + 1)]
         record.files, record.chunks = list(row["files"]), row["chunks"]
@@ -176,7 +177,8 @@ def load(work: Work | None, key: str) -> Record:
                 record.known.setdefault(chunk["generation"], []).extend(Known(*entry) for entry in chunk["entries"])
     except (LookupError, TypeError, ValueError) as error:
         raise UndecodableError(
-            f"kv[{SESSIONS + _hash(key)!r}], the record of {key!r}, cannot be read: {error}"
+            f"what was imported cannot be read from kv[{name!r}] ({error}); without that row the next import looks for "
+            "its messages in the archive"
         ) from error
     return record
 
