@@ -13,7 +13,7 @@ as an archive row. Three rules make sure that no archive row is ever overwritten
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from .errors import StoreError
@@ -104,6 +104,44 @@ def add(work: Work, key: str, messages: Sequence[Message], *, archive: bool) -> 
     return seqs
 
 
+def archive(
+    work: Work, key: str, generation: int, messages: Sequence[Message], active: Collection[int] = ()
+) -> list[int]:
+    """Archive messages of an earlier time after what the generation holds; the session's row is not touched.
+
+    generation  one of the session's, or a new one, which is used from now on
+    active      the indexes of those that become active as well; for the session's present generation only
+    returns     their sequence numbers; none of them is, or will be, the number of another message of the generation
+    raises      TypeError or ValueError when one of them is no JSON object; nothing has changed then
+    """
+    texts = [MESSAGES.encode(message) for message in messages]
+    now = work.now()
+    meta = work.get(SESSIONS, key)
+    counter = work.counter(key, ACTIVE)
+    history = work.counter(key, generation)
+    first = history.next_seq if history else 0
+    if meta is not None and meta.generation == generation:
+        first = max(first, meta.message_count, counter.next_seq if counter else 0)
+    seqs = list(range(first, first + len(texts)))
+    active_rows, archive_rows = work.view(MESSAGES.table), work.view(ARCHIVE.table)
+    active_seqs: list[int] = []
+    active_size = size = 0
+    for index, (seq, text) in enumerate(zip(seqs, texts, strict=True)):
+        raw = text.encode()
+        if index in active:
+            active_rows[key, seq] = raw
+            active_seqs.append(seq)
+            active_size += len(raw)
+        raw = archived_row(now, raw)
+        archive_rows[key, generation, seq] = raw
+        size += len(raw)
+    if seqs:
+        work.put(COUNTERS, (key, generation), _more(history, seqs, size, now), history)
+    if active_seqs:
+        work.put(COUNTERS, (key, ACTIVE), _more(counter, active_seqs, active_size, 0), counter)
+    return seqs
+
+
 def archived_row(stored_at: int, message: bytes) -> bytes:
     """The value of an archive row, from the value of the active one: saves encoding the message again."""
     return b"[%d,%b]" % (stored_at, message)
@@ -152,6 +190,21 @@ def clear_active(work: Work, key: str) -> int:
     if counter is not None:
         work.remove(COUNTERS, (key, ACTIVE), counter)
     return count
+
+
+def forget_active_from(work: Work, key: str, first_seq: int) -> int:
+    """Delete the active rows of a session from a number on; their numbers stay used. Returns how many there were.
+
+    cost  O(rows deleted)
+    """
+    counter = work.counter(key, ACTIVE)
+    gone = [len(raw) for _, raw in work.view(MESSAGES.table).range((key, first_seq), (after_text(key),))]
+    if counter is None or not gone:
+        return 0
+    work.remove_range(MESSAGES, (key, first_seq), (after_text(key),))
+    left = counter._replace(row_count=counter.row_count - len(gone), value_size=counter.value_size - sum(gone))
+    work.put(COUNTERS, (key, ACTIVE), left if left.row_count else _emptied(left), counter)
+    return len(gone)
 
 
 def delete_session(work: Work, key: str) -> bool:

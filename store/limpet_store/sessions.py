@@ -90,18 +90,7 @@ class Sessions(Family[AnyFace]):
         meta, stored = history.open_session(work, key, now)
         base = stored.generation if stored is not None else 1
         generation = max(base, history.last_generation(work, key)) + 1
-        auto_title = meta.title_source is TitleSource.AUTO
-        history.clear_active(work, key)
-        history.mark_used(work, key, generation)
-        fresh = changed(
-            meta,
-            generation=generation,
-            message_count=0,
-            last_active=now,
-            title=None if auto_title else meta.title,
-            title_source=None if auto_title else meta.title_source,
-        )
-        work.put(SESSIONS, key, fresh, stored)
+        begin_generation(work, meta, stored, generation)
         return generation
 
     @writes
@@ -136,6 +125,26 @@ class Sessions(Family[AnyFace]):
             meta.peer_name = peer_name
         work.put(SESSIONS, key, meta, stored)
         return meta
+
+
+def begin_generation(work: Work, meta: SessionMeta, stored: SessionMeta | None, generation: int) -> None:
+    """Let a session go on in a generation, with no active messages and without the title that the program chose.
+
+    meta, stored  as `history.open_session` gives them
+    generation    the session's next one; the caller sees to it that it follows all that have been used
+    """
+    key, auto_title = meta.session_key, meta.title_source is TitleSource.AUTO
+    history.clear_active(work, key)
+    history.mark_used(work, key, generation)
+    fresh = changed(
+        meta,
+        generation=generation,
+        message_count=0,
+        last_active=work.now(),
+        title=None if auto_title else meta.title,
+        title_source=None if auto_title else meta.title_source,
+    )
+    work.put(SESSIONS, key, fresh, stored)
 
 
 def put(work: Work, key: str, meta: SessionMeta) -> bool:

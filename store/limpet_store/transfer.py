@@ -18,7 +18,8 @@ not follow is that a generation number was used, which is the table "generations
 Importing adds to what is there. A line whose row is there already changes nothing, so that importing twice is importing
 once. A line that contradicts what is there (another message under the same number) is an error of that line; a
 session's numbers are raised, never lowered; other rows are replaced by the line's. A number outside the range that the
-store counts in is an error too, or else there might be none left for what is numbered after it.
+store counts in is an error too, or else there might be none left for what is numbered after it. The numbers of tasks
+and of quarantined rows only keep their order: where another row has the number, the line's row gets the next free one.
 """
 
 from __future__ import annotations
@@ -252,7 +253,10 @@ def _load_quarantined(work: Work, key: Any, row: Any) -> bool:
     number = _shaped(key, FROM_1)
     old = work.get(QUARANTINE, number)
     if old is not None and old != row:
-        raise UndecodableError(f"{QUARANTINE.name} has another row under {key!r}")
+        # The number only says how many were set aside before, in that store: it makes no two rows the same.
+        if any(other == row for _, other in work.scan(QUARANTINE)):
+            return False
+        number, old = work.next_number(QUARANTINE), None
     return work.put(QUARANTINE, number, row, old)
 
 

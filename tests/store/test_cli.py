@@ -266,10 +266,12 @@ def test_import_openclaw(run: Run, openclaw: Path, db_path: Path) -> None:
     dry = run("import-openclaw", str(openclaw), "--dry-run", "--json").json
     assert not db_path.exists()
     outcome = run("import-openclaw", str(openclaw), "--json")
-    assert outcome.code == 1, "two lines were left out"
+    assert outcome.code == 1, "a line was left out"
     assert outcome.json == dry
-    assert (dry["sessions"], dry["messages"], dry["aliases"], dry["sessions_without_a_transcript"]) == (2, 3, 3, 1)
-    assert [error.split(": ")[0].rpartition(":")[2] for error in dry["errors"]] == ["6", "7"]
+    assert (dry["sessions"], dry["messages"], dry["aliases"], dry["sessions_without_a_transcript"]) == (2, 4, 3, 1)
+    assert [error.split(": ")[0].rpartition(":")[2] for error in dry["errors"]] == ["6"]
+    assert [where.rpartition(":")[2] for where in dry["mended"]] == ["7"]
+    assert dry["adds_up"]
     with Store.open(db_path) as store:
         assert store.sessions.list() == [key, "agent:other:main"]
         assert store.messages.load(key) == [
@@ -281,6 +283,7 @@ def test_import_openclaw(run: Run, openclaw: Path, db_path: Path) -> None:
                 "timestamp": None,
                 "source": "openclaw",
             },
+            {"role": "user", "content": "bad \ufffd", "model": None, "timestamp": None, "source": "openclaw"},
         ]
         meta = store.sessions.get(key)
         assert meta is not None
@@ -305,7 +308,7 @@ def test_a_time_of_openclaw_that_no_row_can_hold_is_left_out(run: Run, openclaw:
     sessions = json.loads(index.read_text())
     sessions["main"] |= {"updatedAt": 10**30, "sessionStartedAt": 10**30}
     index.write_text(json.dumps(sessions))
-    assert run("import-openclaw", str(openclaw), "--json").json["messages"] == 3
+    assert run("import-openclaw", str(openclaw), "--json").json["messages"] == 4
     with Store.open(db_path) as store:
         meta = store.sessions.get("agent:other:main")
         assert meta is not None

@@ -1,9 +1,16 @@
 """Bring the conversations of an OpenClaw home over: sessions.json and its JSONL transcripts, and names that changed.
 
-DIR is ~/.openclaw, one agent's directory in it (agents/NAME), or a directory with a sessions.json. Of each transcript
-come the messages' texts and thoughts; tool calls and results, and messages without text, stay behind. Each session
-remembers how much of its transcript it has, so that a second run brings over only what is new. A line that cannot be
-read is reported with its file and number, and the rest is imported; the exit code is then 1.
+DIR is ~/.openclaw, one agent's directory in it (agents/NAME), or a directory with a sessions.json. It is only read. Of
+each transcript come the messages' texts and thoughts; tool calls and their results stay behind, both, since providers
+refuse one without the other. What the agent sees is active; branches that were given up, and what a session was before
+a fresh start (.jsonl.reset.TIME), are in the archive, each start in a generation of its own.
+
+Messages are known by their ids, so that a second run brings exactly what is new, also after an interruption, and after
+OpenClaw has rewritten its files. What a session has said in the store itself is never touched.
+
+At the end stands an account: every line of every file under DIR is counted once, with what became of it. A line that
+cannot be read is reported with its file and number, and the rest is imported. Transcripts that no session names any
+more are counted, not imported. The exit code is 1 when a line or a session was left out for a fault.
 """
 
 from __future__ import annotations
@@ -12,8 +19,7 @@ import argparse
 import os
 import sys
 
-from ..openclaw import Found, find, read
-from ..store import Store
+from ..openclaw import Account, Progress, import_openclaw
 from .common import FAILED, OK, open_store, print_json
 
 HELP = "bring OpenClaw conversations over"
@@ -28,42 +34,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import session by session, with a bar on a terminal."""
-    found = find(args.dir)
     if args.dry_run and not os.path.exists(args.store):
-        return _run(args, found, None)
-    with open_store(args, write=not args.dry_run, create=not args.dry_run) as store:
-        return _run(args, found, store)
-
-
-def _run(args: argparse.Namespace, found: list[Found], store: Store | None) -> int:
-    totals = {"sessions": 0, "messages": 0, "aliases": 0, "lines left out": 0, "sessions without a transcript": 0}
-    errors = []
-    for number, session in enumerate(found, 1):
-        _show_bar(args, number, len(found))
-        if session.transcript is None:
-            totals["sessions without a transcript"] += 1
-            continue
-        transcript = read(session.transcript)
-        errors += transcript.errors
-        added = session.add_to(store, transcript, dry_run=args.dry_run)
-        totals["sessions"] += added.messages > 0
-        totals["messages"] += added.messages
-        totals["aliases"] += added.aliases
-    totals["lines left out"] = len(errors)
-    if not args.json:
-        for error in errors:
-            print(error, file=sys.stderr)
-        verb = "would be brought over" if args.dry_run else "brought over"
-        print(f"{verb}: " + ", ".join(f"{count:,} {name}" for name, count in totals.items()))
+        account = import_openclaw(args.dir, None, progress=_bar(args))
     else:
-        print_json({name.replace(" ", "_"): count for name, count in totals.items()} | {"errors": errors})
-    return FAILED if errors else OK
+        with open_store(args, write=not args.dry_run, create=not args.dry_run) as store:
+            account = import_openclaw(args.dir, store, dry_run=args.dry_run, progress=_bar(args))
+    _tell(args, account)
+    return OK if account.adds_up and not account.errors else FAILED
 
 
-def _show_bar(args: argparse.Namespace, done: int, total: int) -> None:
-    if args.json or not sys.stderr.isatty():
+def _tell(args: argparse.Namespace, account: Account) -> None:
+    if args.json:
+        print_json(account.to_dict())
         return
-    filled = BAR_WIDTH * done // total
-    end = "\n" if done == total else ""
-    bar = "#" * filled + "." * (BAR_WIDTH - filled)
-    print(f"\r[{bar}] {done:,} of {total:,} sessions{end}", end="", file=sys.stderr, flush=True)
+    for error in account.errors:
+        print(error, file=sys.stderr)
+    for line in account.to_lines():
+        print(line)
+
+
+def _bar(args: argparse.Namespace) -> Progress | None:
+    if args.json or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        filled = BAR_WIDTH * done // total
+        end = "\n" if done == total else ""
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
+        print(f"\r[{bar}] {done:,} of {total:,} sessions{end}", end="", file=sys.stderr, flush=True)
+
+    return show

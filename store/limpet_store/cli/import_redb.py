@@ -16,8 +16,9 @@ import os
 import sys
 
 from ..redb import RedbFile
+from ..redb.account import RedbImport
 from ..redb.creation import create
-from ..redb.importer import Progress, RedbImport, import_redb
+from ..redb.importer import Progress, import_redb
 from ..store import Store
 from ..tier import MemoryTier
 from .common import FAILED, OK, print_json

@@ -8,7 +8,8 @@
         for key, value in file.table("kv").items(): ...
 
 Modules from the user inwards: `creation` (a new store from an old file, complete or not at all), `importer` (what
-becomes of the gateway's rows), `dialect` (its keys); these need the store. And the reader by itself: `reader` (tables,
+becomes of the gateway's rows), `account` (what it says of them), `backfill` (what the archive lacks), `dialect` (the
+keys); these need the store. And the reader by itself: `reader` (tables,
 rows), `commit` (which of two commits), `report` (what there is to say), `format` (every byte), `xxh3` (the checksum),
 `source` (the file). `testing` makes redb files for tests.
 """

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from limpet import CorruptError, LockedError
 
-from .importer import Progress, RedbImport, import_redb
+from .account import RedbImport
+from .importer import Progress, import_redb
 from .reader import RedbFile
 from .source import lock
 

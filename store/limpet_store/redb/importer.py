@@ -8,6 +8,7 @@ Rules:
     and all). Per table these add up to the rows read.
   - What can be read in two ways is in the notes, with the choice made.
   - No generation number and no sequence number of the old file is ever given out again.
+  - What the old store would have archived when it was next read is archived here (backfill.py).
   - One transaction for each family. (A new file that appears complete or not at all: creation.py.)
 
 The two key dialects (dialect.py) can meet in one archive: generation 2 of a session with rows of both. Where their
@@ -55,9 +56,21 @@ from ..schema import (
     Rows,
 )
 from ..work import Work
+from .account import (
+    BACKFILLED,
+    GONE_ON,
+    OTHER,
+    OTHER_MESSAGE,
+    QUARANTINED,
+    THERE,
+    TWICE,
+    UNKNOWN_TABLE,
+    RedbImport,
+    TableAccount,
+)
+from .backfill import FIRST_GENERATION, Backfill
 from .dialect import MessageKey, agent_of, channel_of, message_key, pair_key
 from .reader import RedbFile, RedbTable
-from .report import Commit
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -78,14 +91,6 @@ MAX_NOTES: Final = 200  # of each kind; the rest is counted
 PROGRESS_ROWS: Final = 500  # rows between two calls of `progress`
 LONG_KEY: Final = 300  # bytes; from here on a key may be too long for a table or an index of the store
 
-THERE = "in the store already"
-OTHER = "the store has another row under this key"
-GONE_ON = "the session has gone on in the store"
-OTHER_MESSAGE = "the store has another message under this number"
-TWICE = "the same message twice in the file"
-QUARANTINED = "in the store's quarantine already"
-UNKNOWN_TABLE = "not a table of the gateway"
-
 Progress = Callable[[str, int, int], None]
 
 
@@ -97,100 +102,6 @@ class Target(Protocol):
 
     def reading(self) -> AbstractContextManager[Work]:
         """A snapshot."""
-
-
-@dataclass(slots=True)
-class TableAccount:
-    """What became of the rows of one table of the old file.
-
-    name         its name there
-    read         rows
-    written      table of the store -> rows
-    skipped      reason -> rows
-    quarantined  rows that the store cannot hold as what they should be, kept word by word in quarantine
-    """
-
-    name: str
-    read: int = 0
-    written: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    skipped: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    quarantined: int = 0
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether every row read is accounted for once."""
-        return self.read == sum(self.written.values()) + sum(self.skipped.values()) + self.quarantined
-
-
-@dataclass(slots=True)
-class RedbImport:
-    """The account of an import.
-
-    path       of the old file
-    commit     the commit of it that was read, and why
-    dry_run    nothing was written; the numbers are what would have been
-    tables     one account for each table of the old file
-    notes      choices made where something could be read in two ways, and what else a person should know
-    more_notes how many there are beyond those
-    """
-
-    path: str
-    commit: Commit
-    dry_run: bool
-    tables: list[TableAccount] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    more_notes: int = 0
-
-    @property
-    def adds_up(self) -> bool:
-        """Whether every row of every table is accounted for once."""
-        return all(table.adds_up for table in self.tables)
-
-    @property
-    def changed(self) -> int:
-        """How many rows were added to the store."""
-        return sum(sum(table.written.values()) + table.quarantined for table in self.tables)
-
-    @property
-    def quarantined(self) -> int:
-        """How many rows were set aside."""
-        return sum(table.quarantined for table in self.tables)
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything in the file is in the store as what it was: no row left out, none in quarantine."""
-        left_out = {OTHER, OTHER_MESSAGE, UNKNOWN_TABLE, QUARANTINED}
-        return not any(table.quarantined or left_out & table.skipped.keys() for table in self.tables)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The account as JSON values, for a program."""
-        # asdict cannot copy a defaultdict.
-        plain = [
-            dataclasses.replace(table, written=dict(table.written), skipped=dict(table.skipped))
-            for table in self.tables
-        ]
-        account = dataclasses.asdict(dataclasses.replace(self, tables=plain))
-        return account | {"changed": self.changed, "complete": self.complete, "adds_up": self.adds_up}
-
-    def lines(self) -> Iterator[str]:
-        """The account as text, for a person."""
-        yield f"from       {self.path}, transaction {self.commit.transaction_id}: {self.commit.why}"
-        for text in (*self.commit.rejected, *self.commit.warnings):
-            yield f"warning    {text}"
-        width = max([len(table.name) for table in self.tables], default=0)
-        for table in self.tables:
-            parts = [f"{count:,} to {name}" for name, count in table.written.items()]
-            parts += [f"{count:,} skipped: {reason}" for reason, count in table.skipped.items()]
-            parts += [f"{table.quarantined:,} to quarantine"] if table.quarantined else []
-            yield f"{table.name.ljust(width)}  {table.read:>9,} read" + "".join(f"; {part}" for part in parts)
-        for text in self.notes:
-            yield f"note       {text}"
-        if self.more_notes:
-            yield f"note       and {self.more_notes:,} more"
-        total = sum(table.read for table in self.tables)
-        verb = "would be added" if self.dry_run else "added"
-        account = "the account adds up" if self.adds_up else "THE ACCOUNT DOES NOT ADD UP"
-        yield f"{total:,} rows read, {self.changed:,} {verb}; {account}"
 
 
 def import_redb(
@@ -205,7 +116,8 @@ def import_redb(
     returns   the account
     raises    FormatError: not the gateway's tables; CorruptError: damaged; nothing has been written then. And what a
               commit raises
-    cost      two passes over the file, three over the messages where the dialects collide; one commit for each family
+    cost      two passes over the file, and one more over the messages each where the dialects collide and where a part
+              of a session is not archived; one commit for each family
     """
     return _Import(source, target, dry_run or target is None, progress).run()
 
@@ -229,6 +141,7 @@ class _Run:
 
 # Of two rows under one number, the newer dialect's comes first; numbers that are not padded were filled in later.
 _Kind = tuple[bool, bool]  # (colon, not padded): in the order of their rank
+_Runs = dict[tuple[str, int | None], dict[_Kind, _Run]]  # (session, generation or None for active rows) -> its runs
 
 
 def _kind(key: MessageKey) -> _Kind:
@@ -244,6 +157,7 @@ class _Survey:
     moved        (session, generation, kind) -> the fresh number for these rows
     doubles      (session, generation, seq, kind) -> whether the row equals the one that stays under the number
     arrivals     task id -> its place in the order of creation
+    backfill     which active rows have to be archived as well
     """
 
     sessions: dict[str, _Session] = field(default_factory=dict)
@@ -253,6 +167,7 @@ class _Survey:
     moved: dict[tuple[str, int, _Kind], int] = field(default_factory=dict)
     doubles: dict[tuple[str, int | None, int, _Kind], bool] = field(default_factory=dict)
     arrivals: dict[str, int] = field(default_factory=dict)
+    backfill: Backfill = field(default_factory=Backfill)
 
 
 def _digest(data: bytes) -> bytes:
@@ -271,13 +186,46 @@ def _keys(table: RedbTable | None, known: dict[str, _Session]) -> Iterator[tuple
 
 
 def _survey_messages(table: RedbTable | None, survey: _Survey) -> None:
-    """Find the generations used, and where the dialects collide."""
-    runs: dict[tuple[str, int | None], dict[_Kind, _Run]] = {}
+    """Find the generations used, where the dialects collide, and what the archive lacks."""
+    runs: _Runs = {}
     for key, _ in _keys(table, survey.sessions):
         run = runs.setdefault((key.session, key.generation), {}).setdefault(_kind(key), _Run(key.seq, key.seq))
         run.first, run.last = min(run.first, key.seq), max(run.last, key.seq)
         if key.generation is not None:
             survey.last[key.session] = max(survey.last.get(key.session, 0), key.generation)
+    _survey_collisions(table, survey, runs)
+    survey.backfill = Backfill(
+        last=survey.last,
+        first={
+            (session, generation): min(stays)
+            for (session, generation), kinds in runs.items()
+            if generation is not None
+            and (stays := [run.first for kind, run in kinds.items() if (session, generation, kind) not in survey.moved])
+        },
+        current={key: session.generation for key, session in survey.sessions.items()},
+    )
+    survey.backfill.done = _archived_first(table, survey, runs)
+
+
+def _archived_first(table: RedbTable | None, survey: _Survey, runs: _Runs) -> set[tuple[str, int]]:
+    """The active rows that would be archived now, and are in generation 1 word for word: (session, number)."""
+    sessions = {
+        session
+        for (session, generation), kinds in runs.items()
+        if generation is None
+        and (session, FIRST_GENERATION) in runs
+        and survey.backfill.generation(session, min(run.first for run in kinds.values())) is not None
+    }
+    texts: dict[tuple[str, int], set[bytes]] = defaultdict(set)
+    archived: dict[tuple[str, int], set[bytes]] = defaultdict(set)
+    for key, value in _keys(table, survey.sessions) if sessions else ():
+        if key.session in sessions and key.generation in (None, FIRST_GENERATION):
+            (texts if key.generation is None else archived)[key.session, key.seq].add(_digest(value))
+    return {at for at, found in texts.items() if found & archived.get(at, set())}
+
+
+def _survey_collisions(table: RedbTable | None, survey: _Survey, runs: _Runs) -> None:
+    """Find the rows of the two dialects that have one number, and decide which of them keep it."""
     contested = {
         number
         for number, kinds in runs.items()
@@ -511,6 +459,8 @@ class _Import:
                 raise UndecodableError(f"two active messages of {key.session!r} have the number {key.seq}")
             self._account.skipped[TWICE] += 1
         elif key.generation is None:
+            # Archived first: its key is longer and its text deeper, so that it fails where either of the two does.
+            self._backfill(key, message)
             self._active(key, message)
         else:
             generation = survey.moved.get((key.session, key.generation, _kind(key)), key.generation)
@@ -526,23 +476,36 @@ class _Import:
             self._account.skipped[GONE_ON] += 1
         else:
             self._restore(MESSAGES, at, message)
+            self._account.written[MESSAGES.name] += 1
+
+    def _backfill(self, key: MessageKey, message: Message) -> None:
+        """Archive an active message that the old store never did (backfill.py)."""
+        generation = self._survey.backfill.generation(key.session, key.seq)
+        if generation is not None:
+            self._account.backfill[self._archive((key.session, generation, key.seq), message) or BACKFILLED] += 1
 
     def _archived(self, at: tuple[str, int, int], message: Message) -> None:
+        skipped = self._archive(at, message)
+        if skipped is None:
+            self._account.written[ARCHIVE.name] += 1
+        else:
+            self._account.skipped[skipped] += 1
+
+    def _archive(self, at: tuple[str, int, int], message: Message) -> str | None:
+        """Write an archive row; returns why it was skipped, or None when it was not."""
         raw = self._raw(ARCHIVE, at)
         if raw is not None:
-            same = ARCHIVE.decode(at, raw).message == message
-            self._account.skipped[THERE if same else OTHER_MESSAGE] += 1
-            return
+            return THERE if ARCHIVE.decode(at, raw).message == message else OTHER_MESSAGE
         session = self._survey.sessions.get(at[0])
         now = 0 if self._work is None else self._work.now()
         self._restore(ARCHIVE, at, Archived(now if session is None else session.last_active, message))
+        return None
 
     def _restore(self, rows: Rows[K, R], key: K, record: R) -> None:
         if self._work is None or self._report.dry_run:
             rows.encode(record)
         else:
             history.restore(self._work, rows, key, record)
-        self._account.written[rows.name] += 1
 
     def _pairing(self, key: str, value: bytes) -> None:
         pair = pair_key(key, ":", self._survey.channels)
