@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+
+from limpet import console
+from limpet.console import say
 
 from ..openclaw import Found, find, read
 from ..store import Store
-from .common import FAILED, OK, open_store, print_json
+from .common import FAILED, OK, open_store, print_json, show_bar
 
 HELP = "bring OpenClaw conversations over"
-BAR_WIDTH = 30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def _run(args: argparse.Namespace, found: list[Found], store: Store | None) -> i
     totals = {"sessions": 0, "messages": 0, "aliases": 0, "lines left out": 0, "sessions without a transcript": 0}
     errors = []
     for number, session in enumerate(found, 1):
-        _show_bar(args, number, len(found))
+        show_bar(args, number, len(found), "sessions")
         if session.transcript is None:
             totals["sessions without a transcript"] += 1
             continue
@@ -52,18 +53,9 @@ def _run(args: argparse.Namespace, found: list[Found], store: Store | None) -> i
     totals["lines left out"] = len(errors)
     if not args.json:
         for error in errors:
-            print(error, file=sys.stderr)
+            console.note(error)
         verb = "would be brought over" if args.dry_run else "brought over"
-        print(f"{verb}: " + ", ".join(f"{count:,} {name}" for name, count in totals.items()))
+        say(f"{verb}: " + ", ".join(f"{count:,} {name}" for name, count in totals.items()))
     else:
         print_json({name.replace(" ", "_"): count for name, count in totals.items()} | {"errors": errors})
     return FAILED if errors else OK
-
-
-def _show_bar(args: argparse.Namespace, done: int, total: int) -> None:
-    if args.json or not sys.stderr.isatty():
-        return
-    filled = BAR_WIDTH * done // total
-    end = "\n" if done == total else ""
-    bar = "#" * filled + "." * (BAR_WIDTH - filled)
-    print(f"\r[{bar}] {done:,} of {total:,} sessions{end}", end="", file=sys.stderr, flush=True)
