@@ -89,6 +89,16 @@ def test_arguments_are_checked_and_what_is_not_there_is_1(
         assert outcome.out == ""
 
 
+def test_an_environment_that_names_no_memory_tier_is_wrong_usage(
+    run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in a traceback."""
+    monkeypatch.setenv("LIMPET_MEMORY_TIER", "bogus")
+    outcome = run("sessions")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "'bogus' names no memory tier" in outcome.err
+
+
 def test_a_limit_holds_whatever_is_asked_for(run: Run, filled: Path) -> None:
     with Store.open(filled) as store:
         store.messages.append_many(KEY, [{"role": "user", "content": "hello"}] * 60)

@@ -12,6 +12,7 @@ from limpet import console
 from limpet.console import at_least_one, escaped, say, seconds
 
 from ..store import Store
+from ..tier import MemoryTier
 
 OK, FAILED, WRONG_USAGE, CANNOT_OPEN = 0, 1, 2, 3
 
@@ -50,7 +51,11 @@ def open_store(args: argparse.Namespace, *, write: bool = False, create: bool = 
     """Open the store that the arguments name, read-only unless the verb writes."""
     if not create and not os.path.exists(args.store):
         raise FileNotFoundError(f"{args.store}: there is no such file (--store names another one)")
-    return Store.open(args.store, lock_timeout=args.wait, read_only=not write)
+    try:
+        tier = MemoryTier.detect()
+    except ValueError as error:  # the environment names none
+        raise UsageError(str(error)) from None
+    return Store.open(args.store, tier=tier, lock_timeout=args.wait, read_only=not write)
 
 
 def print_json(value: object) -> None:
