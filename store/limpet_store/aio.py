@@ -533,17 +533,21 @@ class AsyncStore(Families[Awaited]):
         idempotency_s: int | None = DAY_S,
         jobs_s: int | None = DAY_S,
         limit: int = 1000,
+        dry_run: bool = False,
     ) -> dict[str, int]:
         """Delete what is older, a small step at a time; see `Store.retention`."""
-        removed: dict[str, int] = await self._in_writer(
-            functools.partial(
-                retention.apply,
-                sessions_s=sessions_s,
-                archive_s=archive_s,
-                idempotency_s=idempotency_s,
-                jobs_s=jobs_s,
-                limit=limit,
-            )
+        options: dict[str, Any] = {
+            "sessions_s": sessions_s,
+            "archive_s": archive_s,
+            "idempotency_s": idempotency_s,
+            "jobs_s": jobs_s,
+            "limit": limit,
+            "dry_run": dry_run,
+        }
+        removed: dict[str, int] = (
+            await self._in_reader(functools.partial(self._store.retention, **options))
+            if dry_run
+            else await self._in_writer(functools.partial(retention.apply, **options))
         )
         return removed
 

@@ -238,11 +238,12 @@ def purge(work: Work, key: str, generations: Iterable[tuple[int, Counter]]) -> i
     return removed
 
 
-def drop_oldest(work: Work, key: str, generation: int, cutoff: int, limit: int) -> int:
+def drop_oldest(work: Work, key: str, generation: int, cutoff: int, limit: int, *, dry_run: bool = False) -> int:
     """Delete archive rows of a generation from its beginning while they are older than a time.
 
     cutoff   Unix seconds; the first row that came then or later stays, and all after it
     limit    at most so many rows
+    dry_run  only count them
     returns  how many
     """
     counter = work.counter(key, generation)
@@ -257,6 +258,8 @@ def drop_oldest(work: Work, key: str, generation: int, cutoff: int, limit: int) 
             break
         size += len(rows[key, generation, seq])
         removed += 1
+    if dry_run:
+        return removed
     # Rows on the way that could not be decoded have been set aside and counted anew.
     counter = work.counter(key, generation) or counter
     if removed:

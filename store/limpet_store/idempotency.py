@@ -17,15 +17,19 @@ def mark(work: Work, key: str) -> None:
     work.put(IDEMPOTENCY, key, work.now(), work.get(IDEMPOTENCY, key))
 
 
-def forget(work: Work, cutoff: int, limit: int | None = None) -> int:
-    """Delete the keys that were marked before a time, the oldest first; returns how many."""
+def forget(work: Work, cutoff: int, limit: int | None = None, *, dry_run: bool = False) -> int:
+    """Delete the keys that were marked before a time, the oldest first; returns how many.
+
+    dry_run  only count them
+    """
     count = 0
     for (_, key), _ in work.view(IDEMPOTENCY_TIMES.table).range(None, (key_int(cutoff),)):
         if limit is not None and count >= limit:
             break
         seconds = work.get(IDEMPOTENCY, key)
         if seconds is not None:
-            work.remove(IDEMPOTENCY, key, seconds)
+            if not dry_run:
+                work.remove(IDEMPOTENCY, key, seconds)
             count += 1
     return count
 

@@ -126,15 +126,19 @@ class Jobs(Family[AnyFace]):
         return forget(self._work, self._work.now() - retention_secs)
 
 
-def forget(work: Work, cutoff: int, limit: int | None = None) -> int:
-    """Delete jobs that are over and were submitted before a time, the oldest first; returns how many."""
+def forget(work: Work, cutoff: int, limit: int | None = None, *, dry_run: bool = False) -> int:
+    """Delete jobs that are over and were submitted before a time, the oldest first; returns how many.
+
+    dry_run  only count them
+    """
     count = 0
     for (_, job_id), _ in work.view(JOB_ENDS.table).range(None, (key_int(cutoff),)):
         if limit is not None and count >= limit:
             break
         job = work.get(JOBS, job_id)
         if job is not None:
-            work.remove(JOBS, job_id, job)
+            if not dry_run:
+                work.remove(JOBS, job_id, job)
             count += 1
     return count
 

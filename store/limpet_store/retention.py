@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from . import history, idempotency, jobs
 from .schema import ARCHIVE_HOURS, SESSION_HOURS, SESSIONS, hour
 from .work import Work
@@ -17,21 +19,26 @@ def apply(
     idempotency_s: int | None,
     jobs_s: int | None,
     limit: int,
+    dry_run: bool = False,
 ) -> dict[str, int]:
     """Delete what is older; see `Store.retention`, which says what everything means."""
     if limit < 1:
         raise ValueError(f"a limit is 1 or more, not {limit}")
     now = work.now()
     removed = {"sessions": 0, "archive": 0, "idempotency": 0, "jobs": 0}
-    with work.setting_aside(*removed):
+    with contextlib.nullcontext() if dry_run else work.setting_aside(*removed):
         if idempotency_s is not None:
-            removed["idempotency"] = idempotency.forget(work, now - _age(idempotency_s), limit)
+            removed["idempotency"] = idempotency.forget(work, now - _age(idempotency_s), limit, dry_run=dry_run)
         if jobs_s is not None:
-            removed["jobs"] = jobs.forget(work, now - _age(jobs_s), limit - sum(removed.values()))
+            removed["jobs"] = jobs.forget(work, now - _age(jobs_s), limit - sum(removed.values()), dry_run=dry_run)
         if archive_s is not None:
-            removed["archive"] = _forget_archive(work, now - _age(archive_s), limit - sum(removed.values()))
+            removed["archive"] = _forget_archive(
+                work, now - _age(archive_s), limit - sum(removed.values()), dry_run=dry_run
+            )
         if sessions_s is not None:
-            removed["sessions"] = _forget_sessions(work, now - _age(sessions_s), limit - sum(removed.values()))
+            removed["sessions"] = _forget_sessions(
+                work, now - _age(sessions_s), limit - sum(removed.values()), dry_run=dry_run
+            )
     return removed
 
 
@@ -41,16 +48,16 @@ def _age(seconds: float) -> int:
     return int(seconds)
 
 
-def _forget_archive(work: Work, cutoff: int, limit: int) -> int:
+def _forget_archive(work: Work, cutoff: int, limit: int, *, dry_run: bool) -> int:
     removed = 0
     for (_, key, generation), _ in work.view(ARCHIVE_HOURS.table).range(None, (hour(cutoff) + 1,)):
         if removed >= limit:
             break
-        removed += history.drop_oldest(work, key, generation, cutoff, limit - removed)
+        removed += history.drop_oldest(work, key, generation, cutoff, limit - removed, dry_run=dry_run)
     return removed
 
 
-def _forget_sessions(work: Work, cutoff: int, limit: int) -> int:
+def _forget_sessions(work: Work, cutoff: int, limit: int, *, dry_run: bool) -> int:
     """Whole sessions only: a session without its first messages would be a conversation that makes no sense."""
     removed = messages = 0
     for (_, key), _ in work.view(SESSION_HOURS.table).range(None, (hour(cutoff) + 1,)):
@@ -59,6 +66,7 @@ def _forget_sessions(work: Work, cutoff: int, limit: int) -> int:
         meta = work.get(SESSIONS, key)
         if meta is not None and meta.last_active < cutoff and not meta.pinned:
             messages += history.active_count(work, key)
-            history.delete_session(work, key)
+            if not dry_run:
+                history.delete_session(work, key)
             removed += 1
     return removed

@@ -229,6 +229,7 @@ class Store(Families[Direct]):
         idempotency_s: int | None = DAY_S,
         jobs_s: int | None = DAY_S,
         limit: int = 1000,
+        dry_run: bool = False,
     ) -> dict[str, int]:
         """Delete what is older than so many seconds, a small step at a time; None keeps a family for ever.
 
@@ -239,10 +240,12 @@ class Store(Families[Direct]):
         jobs_s         jobs that are over and were submitted so long ago
         limit          at most so many rows in this call, 1 or more; a session counts as one, but a step also ends when
                        it has deleted ten times as many messages
+        dry_run        count the rows that this call would delete, and write nothing; with a large limit, all of them
         returns        how many of each family; call again while they add up to the limit
-        cost           what it deletes, in one commit; nothing at all when nothing is old enough
+        cost           what it deletes, in one commit; nothing at all when nothing is old enough; with `dry_run` one
+                       pass over what is old enough, on one snapshot
         """
-        with self.writing() as work:
+        with self.reading() if dry_run else self.writing() as work:
             return retention.apply(
                 work,
                 sessions_s=sessions_s,
@@ -250,6 +253,7 @@ class Store(Families[Direct]):
                 idempotency_s=idempotency_s,
                 jobs_s=jobs_s,
                 limit=limit,
+                dry_run=dry_run,
             )
 
     def backup(self, path: str | os.PathLike[str]) -> None:
@@ -276,9 +280,11 @@ class Store(Families[Direct]):
 
         stream   a stream or any iterable of lines
         returns  a report: lines, changed, and the errors of the lines that were left out, with their numbers
-        raises   what a commit raises; broken lines are in the report
+        raises   what a commit raises, TypeError for a path or a text; broken lines are in the report
         cost     one commit for every 1000 lines
         """
+        if isinstance(stream, str | bytes | os.PathLike):  # the letters of a path would be taken for lines
+            raise TypeError(f"lines are needed, not {type(stream).__name__}: give an open file, or text.splitlines()")
         report = ImportReport()
         numbered = enumerate(stream, 1)
         while batch := list(_some(numbered, LINES_PER_COMMIT)):

@@ -283,6 +283,7 @@ def test_what_is_not_there_has_its_own_exit_code(whole: Path, capsys: pytest.Cap
         assert "'nope'" in run.err
     assert Run(capsys, "get", whole, "users", "nobody", "--json").objects[0]["found"] is False
     assert Run(capsys, "dump", whole, "nope").code == 1
+    assert Run(capsys, "pages", whole, "--table", "nope").code == 1
 
 
 def test_a_key_that_is_lost_is_damage(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,6 +310,12 @@ def test_a_key_that_is_lost_is_damage(damaged: Path, capsys: pytest.CaptureFixtu
         ["page", "one"],
         ["info", "--page-size", "1000"],
         ["pages", "--state", "lost"],
+        ["check", "--max-errors", "-1"],
+        ["dump", "--limit", "-1"],
+        ["dump", "--limit", "1.5"],
+        ["compact", "--lock-timeout", "-1"],
+        ["trim", "--lock-timeout", "nan"],
+        ["backup", ":memory:"],
         ["nonsense"],
     ],
     ids=" ".join,
@@ -526,6 +533,23 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
     )  # fmt: skip  # one line for the command, one for how it runs
     assert run.returncode == 0
     assert b"t\\x1b[31m\\xe9" in run.stdout
+
+
+def test_a_backup_onto_the_file_itself_is_wrong_usage(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ended in a traceback."""
+    before = whole.read_bytes()
+    run = Run(capsys, "backup", whole, whole, "--overwrite")
+    assert run.code == 64
+    assert "a backup cannot replace the database itself" in run.err
+    assert whole.read_bytes() == before
+
+
+def test_bytes_are_not_given_to_a_terminal(
+    whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert Run(capsys, "get", whole, "events", '["log", 2]', "--raw").code == 64
+    assert Run(capsys, "get", whole, "numbers", "42").out == "answer\\nin two lines\n"
 
 
 def test_progress_is_shown_on_a_terminal_only(

@@ -7,27 +7,15 @@ returns the exit code. What they share is in terminal.py.
 from __future__ import annotations
 
 import argparse
-import sys
+import functools
 from collections.abc import Sequence
 from importlib import metadata
-from typing import NoReturn
 
+from ..console import Parser, run
 from ..errors import BusyError, CorruptError, FormatError, LimpetError, LockedError, NoSuchCommitError, NoSuchTableError
 from ..format import FORMAT_VERSION
 from . import backup, check, compact, dump, get, info, page, pages, path, tables, trim, upgrade
-from .terminal import (
-    BROKEN_PIPE,
-    DAMAGED,
-    INTERRUPTED,
-    NOT_OURS,
-    REFUSED,
-    USAGE,
-    WARNINGS,
-    UsageError,
-    emit,
-    note,
-    prepare_output,
-)
+from .terminal import DAMAGED, NOT_OURS, REFUSED, USAGE, WARNINGS, UsageError, emit, note
 
 _VERBS = (info, check, tables, get, dump, pages, page, path, backup, compact, trim, upgrade)
 
@@ -39,7 +27,7 @@ exit codes
    0  fine                                   4  the system or a lock refused
    1  warnings, or nothing found            64  wrong usage
    2  damaged                              130  interrupted
-   3  not a Limpet file, or a newer one
+   3  not a Limpet file, or a newer one    141  whoever read the output went away
 
 examples
   limpet info app.limpet
@@ -54,10 +42,8 @@ but the rows of `dump` has "v", the version of its form, and "type".
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+class _Parser(Parser):
+    wrong_usage = USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv     the arguments; None: those of the process
     raises   SystemExit for --help and for wrong usage
     """
-    prepare_output()
+    return run("limpet", functools.partial(_main, argv), refused=REFUSED)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
     parser = _Parser(
         prog="limpet",
         description="Look into Limpet files, and care for them.",
@@ -77,32 +67,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in _VERBS:
         verb.add(verbs)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
-        sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _drop_output()  # whoever read our output has seen enough
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        raise
     except (LimpetError, UsageError, OSError) as error:
         return _fail(error, as_json=arguments.json)
 
 
 def _fail(error: Exception, *, as_json: bool) -> int:
     code = _exit_code(error)
-    text = str(error)
-    try:
-        if as_json:
-            emit("failure", {"error": type(error).__name__, "message": text, "exit": code})
-            sys.stdout.flush()
-        else:
-            sys.stdout.flush()
-            note(text)
-    except BrokenPipeError:
-        _drop_output()
+    if as_json:
+        emit("failure", {"error": type(error).__name__, "message": str(error), "exit": code})
+    else:
+        note(str(error))
     return code
 
 
@@ -118,13 +102,6 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, LockedError | BusyError | OSError):
         return REFUSED
     return DAMAGED
-
-
-def _drop_output() -> None:
-    try:
-        sys.stdout.close()  # else the interpreter would try to flush it once more, and complain
-    except BrokenPipeError:
-        pass
 
 
 def _version() -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from ..console import say, seconds
 from ..database import open as open_database
 from ..opening import DEFAULT_LOCK_TIMEOUT_S
-from .terminal import FINE, Verbs, add_verb, emit, human, progress
+from .terminal import FINE, UsageError, Verbs, add_verb, emit, human, progress
 
 _TEXT = """\
 Writes the newest commit into a new file, without free space. Every page is verified on the way; the
@@ -30,7 +31,7 @@ def add_lock_timeout(parser: argparse.ArgumentParser) -> None:
     """Add --lock-timeout, for verbs that open the database."""
     parser.add_argument(
         "--lock-timeout",
-        type=float,
+        type=seconds,
         default=DEFAULT_LOCK_TIMEOUT_S,
         metavar="SECONDS",
         help="how long to wait for another process to let go of the file (%(default)g)",
@@ -39,16 +40,17 @@ def add_lock_timeout(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
-    with open_database(
-        arguments.file, create=False, read_only=True, lock_timeout=max(0.0, arguments.lock_timeout)
-    ) as database:
-        with progress("copying entries") as show:
-            database.backup(arguments.target, overwrite=arguments.overwrite, progress=show)
+    with open_database(arguments.file, create=False, read_only=True, lock_timeout=arguments.lock_timeout) as database:
+        try:
+            with progress("copying entries") as show:
+                database.backup(arguments.target, overwrite=arguments.overwrite, progress=show)
+        except ValueError as error:  # FILE itself, or no file at all
+            raise UsageError(str(error)) from None
         txid = database.stats().txid
     with open_database(arguments.target, create=False, read_only=True) as copy:
         size = copy.stats().file_size
     if arguments.json:
         emit("backup", {"file": arguments.file, "target": arguments.target, "txid": txid, "size": size})
     else:
-        print(f"{arguments.target}: commit {txid}, {human(size)}")
+        say(f"{arguments.target}: commit {txid}, {human(size)}")
     return FINE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from ..console import not_negative, say
 from .terminal import (
     DAMAGED,
     FINE,
@@ -17,7 +18,6 @@ from .terminal import (
     plural,
     print_wrapped,
     progress,
-    safe,
 )
 
 _TEXT = """\
@@ -46,7 +46,11 @@ def add(verbs: Verbs) -> None:
     parser = add_verb(verbs, "check", run, "verify every page, key and value", _TEXT)
     parser.add_argument("--quick", action="store_true", help="do not decode keys and values")
     parser.add_argument(
-        "--max-errors", type=int, default=100, metavar="N", help="findings to print of each severity (%(default)s)"
+        "--max-errors",
+        type=not_negative,
+        default=100,
+        metavar="N",
+        help="findings to print of each severity (%(default)s)",
     )
     add_page_size(parser)
 
@@ -65,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 print_wrapped(f"{severity}: {finding}", indent=4)
         if not arguments.json and len(findings) > arguments.max_errors:
-            print(f"and {len(findings) - arguments.max_errors} more {severity}s; --max-errors shows them")
+            say(f"and {len(findings) - arguments.max_errors} more {severity}s; --max-errors shows them")
     if arguments.json:
         counts = {**report.as_dict(), "errors": len(report.errors), "warnings": len(report.warnings)}
         emit("report", {**counts, "advice": advice, "exit": code})
@@ -74,15 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
         lost = (
             f"{report.leaked_count} leaked" if not report.unreached_count else f"{report.unreached_count} not reached"
         )
-        print(
+        say(
             f"commit {report.txid}: {plural(report.reached_count, 'page')} in use, {report.free_count} free, "
             f"{lost}; checked in {time.monotonic() - started:.1f} s"
         )
     for sentence in advice:
-        print(safe(sentence))  # not wrapped: a command with a line end in it is none
+        say(sentence)  # not wrapped: a command with a line end in it is none
     if code == FINE:
-        print("clean")
+        say("clean")
     else:
         verdict = "" if report.ok else ": DAMAGED"
-        print(f"{plural(len(report.errors), 'error')}, {plural(len(report.warnings), 'warning')}{verdict}")
+        say(f"{plural(len(report.errors), 'error')}, {plural(len(report.warnings), 'warning')}{verdict}")
     return code

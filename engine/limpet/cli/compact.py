@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..console import say
 from ..database import open as open_database
 from .backup import add_lock_timeout
 from .terminal import FINE, Verbs, add_verb, emit, human, progress
@@ -24,12 +25,12 @@ def add(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
-    with open_database(arguments.file, create=False, lock_timeout=max(0.0, arguments.lock_timeout)) as database:
+    with open_database(arguments.file, create=False, lock_timeout=arguments.lock_timeout) as database:
         with progress("copying entries") as show:
             saved = database.compact(progress=show)
         size = database.stats().file_size
     if arguments.json:
         emit("compact", {"file": arguments.file, "size": size, "saved": saved})
     else:
-        print(f"{arguments.file}: {human(size)}, {human(max(0, saved))} given back")
+        say(f"{arguments.file}: {human(size)}, {human(max(0, saved))} given back")
     return FINE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..console import not_negative, text
 from ..errors import CorruptError, command
 from ..inspection import Inspection, TableSummary, plain
 from .terminal import DAMAGED, Verbs, add_page_size, add_verb, code_of, emit_row, inspected, note, plural
@@ -31,8 +32,8 @@ examples
 def add(verbs: Verbs) -> None:
     """Add the verb's arguments."""
     parser = add_verb(verbs, "dump", run, "write all entries as lines of JSON", _TEXT)
-    parser.add_argument("table", metavar="TABLE", nargs="?", help="only this table")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many entries of each table")
+    parser.add_argument("table", metavar="TABLE", nargs="?", type=text, help="only this table")
+    parser.add_argument("--limit", type=not_negative, metavar="N", help="at most so many entries of each table")
     parser.add_argument(
         "--commit", type=_commit, default="newest", metavar="COMMIT", help="newest (the default), older, or a number"
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
+from ..console import is_terminal, say_exactly, text, write
 from ..inspection import plain
 from .terminal import (
     KEY_HELP,
@@ -19,14 +19,13 @@ from .terminal import (
     inspected,
     note,
     parse_key,
-    safe,
     to_json,
 )
 
 _TEXT = f"""\
 {KEY_HELP}
-Prints text as it is, JSON as JSON, bytes as 0x and hex digits; --raw gives bytes and text as they
-are stored, without a line end.
+Prints text as it is, in UTF-8, JSON as JSON, bytes as 0x and hex digits; --raw gives bytes and text
+as they are stored, without a line end. On a terminal, control characters are shown as escapes.
 
 exit codes: 0 found, 1 there is no such table or key, 2 damaged
 
@@ -42,14 +41,16 @@ _MISSING = object()
 def add(verbs: Verbs) -> None:
     """Add the verb's arguments."""
     parser = add_verb(verbs, "get", run, "print one value", _TEXT)
-    parser.add_argument("table", metavar="TABLE", help="the name of the table")
-    parser.add_argument("key", metavar="KEY", help="the key; see below")
+    parser.add_argument("table", metavar="TABLE", type=text, help="the name of the table")
+    parser.add_argument("key", metavar="KEY", type=text, help="the key; see below")
     parser.add_argument("--raw", action="store_true", help="print the stored bytes")
     add_page_size(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
+    if arguments.raw and not arguments.json and is_terminal():
+        raise UsageError("--raw writes bytes, which could steer the terminal; redirect them into a file or a pipe")
     with inspected(arguments) as inspection:
         table = inspection.table(arguments.table)
         codecs = table.known_codecs()
@@ -66,10 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         elif not found:
             note(f"table {table.name!r} of commit {inspection.txid} has no key {plain(key)!r}")
         elif arguments.raw:
-            sys.stdout.flush()
-            sys.stdout.buffer.write(codecs.value.encode_value(value))
+            write(codecs.value.encode_value(value))
         else:
             shown = plain(value)
-            text = shown if isinstance(shown, str) and table.value != "JSON" else to_json(shown)
-            print(safe(text) if sys.stdout.isatty() else text)
+            say_exactly(shown if isinstance(shown, str) and table.value != "JSON" else to_json(shown))
     return code if found else code or WARNINGS

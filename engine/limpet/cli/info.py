@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..checksum import KIND_NAMES
+from ..console import say
 from ..errors import command
 from ..format import ref_pgno
 from ..inspection import Info, MetaInfo, inspect, when
@@ -21,7 +22,6 @@ from .terminal import (
     human,
     plural,
     print_fields,
-    safe,
 )
 
 _TEXT = """\
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_fields(_fields(info))
         if code in (WARNINGS, DAMAGED):
             size = () if arguments.page_size is None else ("--page-size", str(arguments.page_size))
-            print(safe(f"{command('check', arguments.file, *size)} says what that means, and what can be saved"))
+            say(f"{command('check', arguments.file, *size)} says what that means, and what can be saved")
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..console import say
 from .terminal import (
     DAMAGED,
     FINE,
@@ -63,10 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
         fields.append(("problem", page.problem))
     print_fields(fields + [(name, _shown(name, value)) for name, value in page.fields.items()])
     if page.entries:
-        print()
+        say()
         _print_entries(page.entries)
     if arguments.hex:
-        print()
+        say()
         _print_hex(page.data, page.offset)
     return code
 
@@ -102,9 +103,9 @@ def _print_hex(data: bytes, offset: int) -> None:
         line = data[at : at + 16]
         if line == before and at + 16 < len(data):
             if not is_repeating:
-                print("*")
+                say("*")
             is_repeating = True
             continue
         before, is_repeating = line, False
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in line)
-        print(f"{offset + at:08x}  {at:5}  {line[:8].hex(' '):23}  {line[8:].hex(' '):23}  {text}")
+        say(f"{offset + at:08x}  {at:5}  {line[:8].hex(' '):23}  {line[8:].hex(' '):23}  {text}")

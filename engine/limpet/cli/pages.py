@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
+from ..console import say, text
 from ..format import CATALOGUE_TREE, FREE_SPACE_TREE
 from ..inspection import PageInfo
 from .terminal import (
@@ -48,7 +49,7 @@ def add(verbs: Verbs) -> None:
     """Add the verb's arguments."""
     parser = add_verb(verbs, "pages", run, "list all pages: kind, state, table, level, entries, fill", _TEXT)
     parser.add_argument("--state", type=_states, metavar="STATE", help="only pages in this state (or: a,b)")
-    parser.add_argument("--table", metavar="TABLE", help="only pages of this table")
+    parser.add_argument("--table", type=text, metavar="TABLE", help="only pages of this table")
     add_page_size(parser)
 
 
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
     counts: Counter[str] = Counter()
     with inspected(arguments) as inspection:
+        if arguments.table is not None:
+            inspection.table(arguments.table)
         widths = [max(4, len(str(inspection.page_count))), 10, 7, 18, 5, 7, 4, 7, 0]
         widths[-1] = 100 - sum(widths[:-1]) - 2 * (len(widths) - 1)
         if not arguments.json:
@@ -72,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
                 else:
                     print_row(_row(page), widths, _HEADINGS)
         if not arguments.json:
-            print(", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state]))
+            say(", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state]))
         code = DAMAGED if counts["damaged"] else WARNINGS if counts["leaked"] else FINE
         return code_of(inspection, code)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..console import say, text
 from .terminal import (
     DAMAGED,
     FINE,
@@ -37,8 +38,8 @@ example
 def add(verbs: Verbs) -> None:
     """Add the verb's arguments."""
     parser = add_verb(verbs, "path", run, "show the pages from the root to an entry", _TEXT)
-    parser.add_argument("table", metavar="TABLE", help="the name of the table")
-    parser.add_argument("key", metavar="KEY", help="the key; see below")
+    parser.add_argument("table", metavar="TABLE", type=text, help="the name of the table")
+    parser.add_argument("key", metavar="KEY", type=text, help="the key; see below")
     add_page_size(parser)
 
 
@@ -67,5 +68,5 @@ def run(arguments: argparse.Namespace) -> int:
     if problem is not None:
         print_wrapped(f"page {problem.pgno}: {problem.problem}", indent=4)
     elif not found:
-        print("the table is empty" if is_empty else "the key is not there")
+        say("the table is empty" if is_empty else "the key is not there")
     return code

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import sys
 import textwrap
 import time
 import uuid
@@ -13,8 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .. import console
 from ..check import Progress
 from ..codecs import BOOL, BYTES, DATETIME, FLOAT, INT, STR, Codec, KeyCodec, describe
+from ..console import escaped
 from ..errors import FormatError
 from ..inspection import Inspection, inspect
 
@@ -24,8 +25,6 @@ DAMAGED = 2
 NOT_OURS = 3
 REFUSED = 4  # by the system, or by a lock
 USAGE = 64
-INTERRUPTED = 130
-BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 SCHEMA_VERSION = 1  # of the JSON; fields may be added, a change of meaning changes the number
 WIDTH = 100  # columns of text
@@ -151,17 +150,9 @@ def _parse_element(text: str, codec: Codec) -> Any:
 # -- output --------------------------------------------------------------------------------------
 
 
-def prepare_output() -> None:
-    """Let no name or key that the terminal cannot show end the program."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
-
-
 def note(text: str) -> None:
     """A line on stderr."""
-    print(f"limpet: {safe(text)}", file=sys.stderr)
+    console.note(f"limpet: {text}")
 
 
 def emit(kind: str, content: dict[str, Any]) -> None:
@@ -171,7 +162,7 @@ def emit(kind: str, content: dict[str, Any]) -> None:
 
 def emit_row(content: dict[str, Any]) -> None:
     """One JSON object without the form's version: for rows of data."""
-    print(to_json(content))
+    console.say_json_text(to_json(content))
 
 
 def to_json(value: Any) -> str:
@@ -179,16 +170,9 @@ def to_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def safe(text: str) -> str:
-    """Text without control characters: what a file contains must not steer the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def fit(text: str, width: int) -> str:
     """Text in at most `width` columns."""
-    text = safe(text)
+    text = escaped(text)
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
@@ -238,13 +222,13 @@ def print_row(row: Sequence[object], widths: Sequence[int], headings: Sequence[s
     for cell, width, heading in zip(row, widths, headings, strict=True):
         text = fit(_cell(cell), width)
         cells.append(text.rjust(width) if heading.startswith(" ") else text.ljust(width))
-    print("  ".join(cells).rstrip())
+    console.say("  ".join(cells).rstrip())
 
 
 def _cell(cell: object) -> str:
     if cell is None:
         return "-"
-    return f"{cell:.0%}" if isinstance(cell, float) else safe(str(cell))
+    return f"{cell:.0%}" if isinstance(cell, float) else escaped(str(cell))
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -253,20 +237,21 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in pairs), default=0) + 2
     for name, value in pairs:
         lines = textwrap.wrap(value, WIDTH - width) or [""]
-        print(f"{name:{width}}{lines[0]}".rstrip())
+        console.say(f"{name:{width}}{lines[0]}".rstrip())
         for line in lines[1:]:
-            print(" " * width + line)
+            console.say(" " * width + line)
 
 
 def print_wrapped(text: str, indent: int = 0) -> None:
     """Print text in WIDTH columns, lines after the first moved to the right."""
-    print(textwrap.fill(safe(text), WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False))
+    for line in textwrap.wrap(escaped(text), WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False):
+        console.say(line)
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress | None]:
     """A progress line on stderr, if that is a terminal and it takes more than a second."""
-    if not sys.stderr.isatty():
+    if not console.shows_progress():
         yield None
         return
     started = shown = time.monotonic()
@@ -279,13 +264,11 @@ def progress(label: str) -> Iterator[Progress | None]:
             return
         shown = now
         line = f"{label}: {done / max(1, total):4.0%} of {total}"
-        sys.stderr.write(f"\r{line:<{length}}")
-        sys.stderr.flush()
+        console.progress(f"{line:<{length}}")
         length = len(line)
 
     try:
         yield show
     finally:
         if length:
-            sys.stderr.write(f"\r{' ' * length}\r")
-            sys.stderr.flush()
+            console.progress(" " * length, end="\r")

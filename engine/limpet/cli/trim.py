@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
-    with open_database(arguments.file, create=False, lock_timeout=max(0.0, arguments.lock_timeout)) as database:
+    with open_database(arguments.file, create=False, lock_timeout=arguments.lock_timeout) as database:
         saved = database.trim()
         size = database.stats().file_size
     if arguments.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from ..console import say
 from ..file import OSFileSystem
 from ..upgrade import UpgradeResult, check_on
 from ..upgrade import upgrade as upgrade_file
@@ -35,7 +36,7 @@ def add(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb."""
-    timeout_s = max(0.0, arguments.lock_timeout)
+    timeout_s = arguments.lock_timeout
     if arguments.check:
         result = check_on(OSFileSystem(), arguments.file, lock_timeout=timeout_s)
     else:
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         emit("upgrade", asdict(result))
     else:
-        print(_told(result, check=arguments.check))
+        say(_told(result, check=arguments.check))
     due = arguments.check and result.from_version != result.to_version
     return WARNINGS if due else FINE
 

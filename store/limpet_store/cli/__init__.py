@@ -6,23 +6,23 @@ One module for each verb. A verb's module has
     configure(parser)   its arguments
     run(args) -> int    what it does; the exit code
 
-Exit codes: 0 all is well; 1 something was found or left out, and said so; 2 wrong usage; 3 the store cannot be opened
-(it is not there, is held by a gateway, or is no store).
+Exit codes: 0 all is well; 1 something was found or left out, or what was asked for is not there, and it said so;
+2 wrong usage; 3 a file cannot be opened (it is not there, is held by a gateway, or is no store); 130 interrupted;
+141 whoever read the output went away. All output goes by `limpet.console`, so that no user's text steers a terminal.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import importlib
-import os
-import sys
 from collections.abc import Sequence
 
 from limpet import FormatError, LimpetError, LockedError
+from limpet.console import Parser, run
 
 from ..errors import SchemaError
-from .common import CANNOT_OPEN, FAILED, WRONG_USAGE, UsageError, add_common
+from .common import CANNOT_OPEN, FAILED, WRONG_USAGE, UsageError, add_common, note
 
 # The one list of verbs, in the order of the help: the name, and with "_" for "-" the module.
 VERBS = (
@@ -49,10 +49,11 @@ VERBS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="limpet-store",
         description="Look at the store of an AI-agent gateway, check it, move it, clean it up.",
-        epilog="exit codes: 0 all is well, 1 something was found or left out, 2 wrong usage, 3 cannot open the store",
+        epilog="exit codes: 0 all is well, 1 something was found, left out or is not there, 2 wrong usage, "
+        "3 cannot open the store, 130 interrupted, 141 whoever read the output went away",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in VERBS:
@@ -76,26 +77,22 @@ def module_name(verb: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    return run("limpet-store", functools.partial(_main, argv), refused=FAILED)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    args = build_parser().parse_args(argv)
     try:
         code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except UsageError as error:
-        print(f"limpet-store: {error}", file=sys.stderr)
+        note(str(error))
         return WRONG_USAGE
     except (LockedError, FormatError, SchemaError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        print(f"limpet-store: {error}", file=sys.stderr)
+        note(str(error))
         return CANNOT_OPEN
     except BrokenPipeError:
-        # Whoever reads has seen enough, as `head` does; nobody is to be told at the exit either.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except (LimpetError, OSError) as error:
-        print(f"limpet-store: {error}", file=sys.stderr)
+        note(str(error))
         return FAILED
-    except KeyboardInterrupt:
-        print("limpet-store: interrupted", file=sys.stderr)
-        return 130

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from .common import FAILED, OK, open_store, print_json, size
+from limpet.console import say
+
+from .common import FAILED, OK, UsageError, note, open_store, print_json, size
 
 HELP = "copy the store to a new file"
 
@@ -18,10 +20,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Copy, and say how large the copy is."""
     if os.path.lexists(args.target):
-        print(f"limpet-store: {args.target} is already there; backups overwrite nothing")
+        note(f"{args.target} is already there; backups overwrite nothing")
         return FAILED
     with open_store(args) as store:
-        store.backup(args.target)
+        try:
+            store.backup(args.target)
+        except ValueError as error:  # the name of no file
+            raise UsageError(str(error)) from None
     copied = os.path.getsize(args.target)
-    print_json({"target": args.target, "size": copied}) if args.json else print(f"{args.target}: {size(copied)}")
+    print_json({"target": args.target, "size": copied}) if args.json else say(f"{args.target}: {size(copied)}")
     return OK

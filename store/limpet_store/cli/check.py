@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from limpet.console import say
+
 from .common import FAILED, OK, open_store, print_json
 
 HELP = "verify pages, rows, indexes and counters"
@@ -24,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
         print_json({"ok": report.ok, "errors": report.errors, "warnings": report.warnings})
     else:
         for error in report.errors:
-            print(f"error: {error}")
+            say(f"error: {error}")
         for warning in report.warnings:
-            print(f"warning: {warning}")
-        print("OK" if report.ok else f"{len(report.errors)} errors found")
+            say(f"warning: {warning}")
+        say("OK" if report.ok else f"{len(report.errors)} errors found")
     return OK if report.ok else FAILED

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from limpet import console
+from limpet.console import at_least_one, escaped, say, seconds
+
 from ..store import Store
+from ..tier import MemoryTier
 
 OK, FAILED, WRONG_USAGE, CANNOT_OPEN = 0, 1, 2, 3
 
 ENVIRONMENT = "LIMPET_STORE"
 DEFAULT_PATH = "data.limpet"
 CELL_WIDTH = 60  # characters of a table's cell; what is longer ends in "..."
+BAR_WIDTH = 30
+_LINE_ENDS = str.maketrans("\n\r\t", "   ")
 
 
 class UsageError(Exception):
@@ -36,7 +40,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--wait",
         metavar="SECONDS",
-        type=float,
+        type=seconds,
         default=0.0,
         help="how long to wait for a gateway that holds the store; default 0",
     )
@@ -47,13 +51,34 @@ def open_store(args: argparse.Namespace, *, write: bool = False, create: bool = 
     """Open the store that the arguments name, read-only unless the verb writes."""
     if not create and not os.path.exists(args.store):
         raise FileNotFoundError(f"{args.store}: there is no such file (--store names another one)")
-    return Store.open(args.store, lock_timeout=args.wait, read_only=not write)
+    try:
+        tier = MemoryTier.detect()
+    except ValueError as error:  # the environment names none
+        raise UsageError(str(error)) from None
+    return Store.open(args.store, tier=tier, lock_timeout=args.wait, read_only=not write)
 
 
 def print_json(value: object) -> None:
     """One JSON document, readable and with the characters as they are."""
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
+    console.say_json(value, indent=2)
+
+
+def note(text: str) -> None:
+    """A line on standard error."""
+    console.note(f"limpet-store: {text}")
+
+
+def show_bar(args: argparse.Namespace, done: int, total: int, what: str, width: int = 0) -> None:
+    """A bar on standard error, if that is a terminal.
+
+    what   is counted
+    width  of `what`, when it may become shorter
+    """
+    if args.json or not console.shows_progress():
+        return
+    filled = BAR_WIDTH * done // max(total, 1)
+    bar = "#" * filled + "." * (BAR_WIDTH - filled)
+    console.progress(f"[{bar}] {done:,} of {total:,} {what:<{width}}", end="\n" if done == total else "")
 
 
 def print_rows(
@@ -70,11 +95,14 @@ def print_rows(
     if lines:
         print_table(columns, lines)
     else:
-        print(nothing)
+        say(nothing)
 
 
 def print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table with a ruler; columns of numbers are on the right."""
+    """A table with a ruler; columns of numbers are on the right.
+
+    lines  texts as `cell` gives them
+    """
     widths = [max(len(column), *(len(line[index]) for line in lines)) for index, column in enumerate(columns)]
     right = [all(line[index].replace(",", "").isdigit() for line in lines) for index in range(len(columns))]
     for line in (columns, ["-" * width for width in widths], *lines):
@@ -82,18 +110,18 @@ def print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
             text.rjust(width) if number else text.ljust(width)
             for text, width, number in zip(line, widths, right, strict=True)
         )
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def cell(value: object) -> str:
-    """A value as one short line of printable characters."""
+    """A value as one short line that cannot steer a terminal."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    text = "".join(character if character.isprintable() else " " for character in str(value)).strip()
+    text = escaped(str(value)[: CELL_WIDTH + 1].translate(_LINE_ENDS)).strip()
     return text if len(text) <= CELL_WIDTH else text[: CELL_WIDTH - 3] + "..."
 
 
@@ -120,24 +148,3 @@ def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> No
     """The argument `--limit`."""
     shown = "all" if default is None else str(default)
     parser.add_argument("--limit", metavar="N", type=at_least_one, default=default, help=f"at most N; default {shown}")
-
-
-def at_least_one(text: str) -> int:
-    """A type for argparse: a positive integer."""
-    return _whole(text, 1)
-
-
-def not_negative(text: str) -> int:
-    """A type for argparse: an integer that is not negative."""
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    # A ValueError would have argparse tell people the name of the function.
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{number} is not {least} or more")
-    return number

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from .common import FAILED, OK, open_store, print_json, print_rows
+from limpet.console import say_exactly, text
+
+from .common import FAILED, OK, note, open_store, print_json, print_rows
 
 HELP = "list the scheduled jobs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("id", metavar="ID", nargs="?", help="show this one as it is stored")
+    parser.add_argument("id", metavar="ID", nargs="?", type=text, help="show this one as it is stored")
 
 
 def run(args: argparse.Namespace) -> int:
     """List ids and texts; the text is whatever the gateway stored."""
     with open_store(args) as store:
         if args.id is None:
-            rows = [{"id": name, "text": text} for name, text in store.cron.items()]
+            rows = [{"id": name, "text": stored} for name, stored in store.cron.items()]
             print_rows(args, rows, ("id", "text"), nothing="no scheduled jobs")
             return OK
-        text = store.cron.get(args.id)
-    if text is None:
-        print(f"limpet-store: there is no scheduled job {args.id!r}", file=sys.stderr)
+        stored = store.cron.get(args.id)
+    if stored is None:
+        note(f"there is no scheduled job {args.id!r}")
         return FAILED
-    print_json({"id": args.id, "text": text}) if args.json else print(text)
+    print_json({"id": args.id, "text": stored}) if args.json else say_exactly(stored)
     return OK

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import UsageError, at_least_one, not_negative
+from limpet.console import at_least_one, not_negative
+
+from .common import UsageError
 
 HELP = "play a gateway's day on real dialogues, killed at random moments; nothing may be missing"
 

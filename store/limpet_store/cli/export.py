@@ -1,13 +1,18 @@
 """Write everything, archive included, as JSON lines; `import` reads them.
 
-The same content gives the same bytes, so that two exports can be compared.
+The same content gives the same bytes, so that two exports can be compared. A file appears when it is whole, replaces
+nothing, and can be read by those who can read the store. The lines are UTF-8, whatever the terminal is; on a terminal
+itself, control characters are shown as escapes, which `import` reads too.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 
+from limpet import console
+from limpet.console import say
+
+from ..new_file import new_file
 from .common import OK, open_store, print_json
 
 HELP = "write everything as JSON lines"
@@ -19,13 +24,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export to a new file, or to standard output; what is counted goes to standard error."""
+    """Export to a new file, or to standard output."""
     with open_store(args) as store:
         if args.file == "-":
-            count = store.export_jsonl(sys.stdout)
-        else:
-            with open(args.file, "x", encoding="utf-8", newline="\n") as stream:
-                count = store.export_jsonl(stream)
-    if args.file != "-":
-        print_json({"file": args.file, "lines": count}) if args.json else print(f"{args.file}: {count:,} lines")
+            store.export_jsonl(console.json_output())
+            return OK
+        with new_file(args.file, like=args.store) as stream:
+            count = store.export_jsonl(stream)
+    print_json({"file": args.file, "lines": count}) if args.json else say(f"{args.file}: {count:,} lines")
     return OK

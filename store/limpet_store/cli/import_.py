@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
+
+from limpet import console
+from limpet.console import say
 
 from .common import FAILED, OK, open_store, print_json
 
@@ -24,13 +26,13 @@ def run(args: argparse.Namespace) -> int:
     """Import, and report line by line what was left out."""
     with contextlib.ExitStack() as stack:
         # Binary: a line that is no UTF-8 is one broken line and not the end of the import.
-        stream = sys.stdin.buffer if args.file == "-" else stack.enter_context(open(args.file, "rb"))
+        stream = console.binary_input() if args.file == "-" else stack.enter_context(open(args.file, "rb"))
         report = stack.enter_context(open_store(args, write=True, create=True)).import_jsonl(stream)
     for number, error in report.errors:
-        print(f"{args.file}:{number}: {error}", file=sys.stderr)
+        console.note(f"{args.file}:{number}: {error}")
     if args.json:
         errors = [{"line": number, "error": error} for number, error in report.errors]
         print_json({"lines": report.lines, "changed": report.changed, "errors": errors})
     else:
-        print(f"{report.lines:,} lines read, {report.changed:,} changed something, {len(report.errors):,} left out")
+        say(f"{report.lines:,} lines read, {report.changed:,} changed something, {len(report.errors):,} left out")
     return OK if report.ok else FAILED

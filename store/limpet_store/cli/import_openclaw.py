@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
-from ..openclaw import Account, Progress, import_openclaw
-from .common import FAILED, OK, open_store, print_json
+from limpet import console
+from limpet.console import say
+
+from ..openclaw import Account, import_openclaw
+from .common import FAILED, OK, open_store, print_json, show_bar
 
 HELP = "bring OpenClaw conversations over"
-BAR_WIDTH = 30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +35,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import session by session, with a bar on a terminal."""
+
+    def progress(done: int, total: int) -> None:
+        show_bar(args, done, total, "sessions")
+
     if args.dry_run and not os.path.exists(args.store):
-        account = import_openclaw(args.dir, None, progress=_bar(args))
+        account = import_openclaw(args.dir, None, progress=progress)
     else:
         with open_store(args, write=not args.dry_run, create=not args.dry_run) as store:
-            account = import_openclaw(args.dir, store, dry_run=args.dry_run, progress=_bar(args))
+            account = import_openclaw(args.dir, store, dry_run=args.dry_run, progress=progress)
     _tell(args, account)
     return OK if account.adds_up and not account.errors else FAILED
 
@@ -48,19 +53,6 @@ def _tell(args: argparse.Namespace, account: Account) -> None:
         print_json(account.to_dict())
         return
     for error in account.errors:
-        print(error, file=sys.stderr)
+        console.note(error)
     for line in account.to_lines():
-        print(line)
-
-
-def _bar(args: argparse.Namespace) -> Progress | None:
-    if args.json or not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        filled = BAR_WIDTH * done // total
-        end = "\n" if done == total else ""
-        bar = "#" * filled + "." * (BAR_WIDTH - filled)
-        print(f"\r[{bar}] {done:,} of {total:,} sessions{end}", end="", file=sys.stderr, flush=True)
-
-    return show
+        say(line)

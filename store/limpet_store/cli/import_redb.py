@@ -13,18 +13,19 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import sys
+
+from limpet.console import say
 
 from ..redb import RedbFile
 from ..redb.account import RedbImport
 from ..redb.creation import create
-from ..redb.importer import Progress, import_redb
+from ..redb.importer import import_redb
 from ..store import Store
 from ..tier import MemoryTier
-from .common import FAILED, OK, print_json
+from .common import FAILED, OK, print_json, show_bar
 
 HELP = "take over the redb file of the Rust gateway"
-BAR_WIDTH = 30
+TABLE_WIDTH = 26  # of "rows, " and the longest name of a table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     open_store = functools.partial(Store.open, tier=MemoryTier.LOW, lock_timeout=args.wait)
     errors: list[str] = []
     with RedbFile(args.file, slot=args.slot, lock_timeout=args.wait) as source:
-        progress = _bar(args)
+
+        def progress(table: str, done: int, total: int) -> None:
+            show_bar(args, done, total, f"rows, {table}", TABLE_WIDTH)
+
         if not os.path.lexists(target):
             if args.dry_run:
                 report = import_redb(source, None, progress=progress)
@@ -73,21 +77,8 @@ def _tell(args: argparse.Namespace, target: str, report: RedbImport, errors: lis
         print_json(report.to_dict() | {"store": target, "errors": errors})
         return
     for line in report.lines():
-        print(line)
+        say(line)
     for error in errors:
-        print(f"error      {error}")
+        say(f"error      {error}")
     if not args.dry_run:
-        print(f"{target}: {f'{len(errors)} errors found' if errors else 'verified, OK'}")
-
-
-def _bar(args: argparse.Namespace) -> Progress | None:
-    if args.json or not sys.stderr.isatty():
-        return None
-
-    def show(table: str, done: int, total: int) -> None:
-        filled = BAR_WIDTH * done // max(total, 1)
-        bar = "#" * filled + "." * (BAR_WIDTH - filled)
-        end = "\n" if done == total else ""
-        print(f"\r[{bar}] {done:,} of {total:,} rows, {table:<20}{end}", end="", file=sys.stderr, flush=True)
-
-    return show
+        say(f"{target}: {f'{len(errors)} errors found' if errors else 'verified, OK'}")

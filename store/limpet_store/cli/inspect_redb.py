@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from limpet.console import say
+
 from ..redb import RedbFile
 from .common import FAILED, OK, print_json
 from .import_redb import add_slot
@@ -30,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
         print_json(dataclasses.asdict(report) | {"ok": report.ok})
     else:
         for line in report.lines():
-            print(line)
+            say(line)
     return OK if report.ok else FAILED

@@ -1,18 +1,24 @@
-"""Show the active messages of one conversation, oldest first."""
+"""Show the active messages of one conversation, oldest first.
+
+What follows the first line of a message is indented, so that a text cannot pass for another message.
+"""
 
 from __future__ import annotations
 
 import argparse
 
+from limpet.console import at_least_one, say, text
+
 from ..records import message_text
-from .common import OK, at_least_one, open_store, print_json
+from .common import FAILED, OK, note, open_store, print_json
 
 HELP = "show the active messages of a conversation"
+INDENT = "    "
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("key", metavar="KEY", help="the session's key, exactly")
+    parser.add_argument("key", metavar="KEY", type=text, help="the session's key, exactly")
     parser.add_argument("--recent", metavar="N", type=at_least_one, help="only the last N")
 
 
@@ -22,10 +28,16 @@ def run(args: argparse.Namespace) -> int:
         messages = (
             store.messages.load(args.key) if args.recent is None else store.messages.load_recent(args.key, args.recent)
         )
+        is_there = bool(messages) or store.sessions.get(args.key) is not None
+    if not is_there:
+        note(f"there is no conversation {args.key!r}")
     if args.json:
         print_json(messages)
     elif not messages:
-        print("no active messages")
+        say("no active messages")
     for message in () if args.json else messages:
-        print(f"{message.get('role', '?')}: {message_text(message)}")
-    return OK
+        first, *others = message_text(message).split("\n")
+        say(f"{message.get('role', '?')}: {first}")
+        for line in others:
+            say(f"{INDENT}{line}")
+    return OK if is_there else FAILED

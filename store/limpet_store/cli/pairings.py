@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from limpet.console import text
+
 from ..records import Pending
 from ..schema import PAIRING
 from .common import OK, open_store, print_rows, when
@@ -14,7 +16,7 @@ COLUMNS = ("channel", "peer", "state", "code", "expires")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("--channel", metavar="NAME", help="only this channel")
+    parser.add_argument("--channel", metavar="NAME", type=text, help="only this channel")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 
+from limpet.console import text
+
 from ..schema import ACTIVE
 from .common import OK, add_limit, open_store, print_rows, when
 
@@ -14,7 +16,7 @@ COLUMNS = ("session", "generation", "active", "archived", "last active", "title"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.add_argument("--prefix", default="", metavar="TEXT", help="only sessions whose key begins so")
+    parser.add_argument("--prefix", default="", metavar="TEXT", type=text, help="only sessions whose key begins so")
     add_limit(parser)
 
 

@@ -6,10 +6,12 @@ import argparse
 import os
 from typing import Any
 
+from limpet.console import say
+
 from ..records import TaskStatus
 from ..schema import ACTIVE, ARCHIVE, COUNTERS, MESSAGES, QUARANTINE, ROWS, TASK_QUEUE
 from ..work import Work
-from .common import OK, add_limit, open_store, print_json, print_table, size
+from .common import OK, add_limit, cell, open_store, print_json, print_table, size
 
 HELP = "show counts, sizes and the largest conversations"
 
@@ -48,20 +50,28 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return OK
-    print(f"{args.store}: {size(file_size)}\n")
+    say(f"{args.store}: {size(file_size)}")
+    say()
     print_table(
         ("family", "table", "rows", "bytes"),
         [(str(entry["family"]), str(entry["table"]), f"{entry['rows']:,}", f"{entry['bytes']:,}") for entry in tables],
     )
-    print("\ntasks: " + ", ".join(f"{count:,} {status}" for status, count in statuses.items()))
+    say()
+    say("tasks: " + ", ".join(f"{count:,} {status}" for status, count in statuses.items()))
     if quarantined:
-        print(f"{quarantined:,} rows in quarantine; `limpet-store check` names them")
+        say(f"{quarantined:,} rows in quarantine; `limpet-store check` names them")
     if largest:
-        print("\nlargest conversations")
+        say()
+        say("largest conversations")
         print_table(
             ("session", "active", "archived", "bytes"),
             [
-                (key, f"{session['messages']['rows']:,}", f"{session['archive']['rows']:,}", f"{_bytes(session):,}")
+                (
+                    cell(key),
+                    f"{session['messages']['rows']:,}",
+                    f"{session['archive']['rows']:,}",
+                    f"{_bytes(session):,}",
+                )
                 for key, session in largest
             ],
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import limpet
+from limpet.console import escaped
 
 from .. import Store
 from .driver import Day
@@ -69,7 +70,7 @@ def opening(sessions: Sequence[Session], *, path: str, seed: int, kills: int, da
     return (
         f"A gateway's day: {counted(len(sessions), 'session')} with {counted(turns, 'turn')}, {length};"
         f" {counted(kills, 'kill')}.\n"
-        f"Store: {path}\n"
+        f"Store: {escaped(path)}\n"
         f"Seed:  {seed}"
     )
 
@@ -158,11 +159,10 @@ def show(result: Result, screen: Screen) -> None:
         _item(screen, "Warning", warning)
     _item(screen, "File", f"{result.path}, {_size(result.file_size)}, of which {_size(result.live_size)} are in use")
     for command, output in result.commands.items():
-        screen.verbatim(f"\n$ {command}\n{output}")
+        screen.verbatim(f"\n$ {escaped(command)}\n{output}")
+    path = escaped(result.path)
     screen.verbatim(
-        f"\nThe file stays where it is. To look around:\n"
-        f"  limpet-store sessions --store {result.path}\n"
-        f"  limpet pages {result.path}"
+        f"\nThe file stays where it is. To look around:\n  limpet-store sessions --store {path}\n  limpet pages {path}"
     )
 
 

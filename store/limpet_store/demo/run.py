@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from limpet.console import say_json
 
 from . import report, script, sources
 from .driver import Driver
@@ -79,8 +80,7 @@ def run(options: Options) -> int:
     )
     if options.json:
         screen.say(counted(len(result.errors), "error") if result.errors else "all is well")
-        json.dump(result.as_dict(), sys.stdout, ensure_ascii=False, indent=2)
-        sys.stdout.write("\n")
+        say_json(result.as_dict(), indent=2)
     else:
         screen.say()
         report.show(result, screen)

@@ -1,7 +1,8 @@
 """What is seen while it runs: lines that stay, and below them one that is rewritten.
 
 The rewritten line needs nothing of the terminal but a carriage return. Where the output is no terminal, there are lines
-that stay only, one every few seconds. Characters that the output cannot show become question marks.
+that stay only, one every few seconds. Characters that the output cannot show become question marks, and what could
+steer the terminal is shown as an escape.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import textwrap
 import time
 import unicodedata
 from typing import TextIO
+
+from limpet.console import escaped
 
 REWRITE_S = 0.1
 PLAIN_S = 3.0
@@ -41,7 +44,7 @@ class Screen:
         """A line that stays, broken where it is too long; the lines in `text` stay lines."""
         self._clear()
         for line in text.split("\n"):
-            self._print(textwrap.fill(line, self.width, break_on_hyphens=False, break_long_words=False))
+            self._print(textwrap.fill(escaped(line), self.width, break_on_hyphens=False, break_long_words=False))
 
     def verbatim(self, text: str) -> None:
         """Lines that stay as they are: somebody else's output."""
@@ -53,7 +56,9 @@ class Screen:
         self._clear()
         lead = f"{time.monotonic() - self._begin:7.1f} s  "
         self._print(
-            textwrap.fill(text, self.width, initial_indent=lead, subsequent_indent=" " * INDENT, break_on_hyphens=False)
+            textwrap.fill(
+                escaped(text), self.width, initial_indent=lead, subsequent_indent=" " * INDENT, break_on_hyphens=False
+            )
         )
         self._shown_at = time.monotonic()
 
@@ -62,7 +67,11 @@ class Screen:
         self._clear()
         self._print(
             textwrap.fill(
-                text, self.width, initial_indent=label, subsequent_indent=" " * len(label), break_on_hyphens=False
+                escaped(text),
+                self.width,
+                initial_indent=label,
+                subsequent_indent=" " * len(label),
+                break_on_hyphens=False,
             )
         )
 
@@ -72,7 +81,7 @@ class Screen:
 
     def status(self, text: str) -> None:
         """The line that is rewritten."""
-        line = _cut(f"{time.monotonic() - self._begin:7.1f} s  {text}", self.width)
+        line = _cut(escaped(f"{time.monotonic() - self._begin:7.1f} s  {text}"), self.width)
         self._shown_at = time.monotonic()
         if not self._is_terminal:
             self._print(line)
@@ -88,7 +97,7 @@ class Screen:
             self._shown_width = 0
 
     def _print(self, text: str) -> None:
-        self._stream.write(text.rstrip() + "\n")
+        self._stream.write("\n".join(map(escaped, text.rstrip().split("\n"))) + "\n")
         self._stream.flush()
 
 
@@ -112,8 +121,6 @@ def _cut(text: str, width: int) -> str:
     """As much of the text as fits; on one line."""
     taken, columns = [], 0
     for character in text:
-        if unicodedata.category(character) == "Cc":
-            character = " "
         columns += _column_count(character)
         if columns > width:
             break

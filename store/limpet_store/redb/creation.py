@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from limpet import CorruptError, LockedError
 
+from ..new_file import give_name
 from .account import RedbImport
 from .importer import Progress, import_redb
 from .reader import RedbFile
@@ -56,7 +57,7 @@ def create(
                 if not found.ok:
                     raise CorruptError(f"the new store does not verify: {'; '.join(found.errors[:SHOWN_ERRORS])}")
                 store.database.flush()
-            _give_name(part, name)
+            give_name(part, name)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(part)
@@ -111,19 +112,8 @@ def log(report: RedbImport) -> None:
         logger.log(logging.WARNING if line.startswith(("note", "warning")) else level, "%s", line)
 
 
-def _give_name(part: str, name: str) -> None:
-    try:
-        os.link(part, name)  # unlike a rename it never replaces anything
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links; the folder's lock stands in
-        os.rename(part, name)
-    else:
-        os.unlink(part)
-
-
 def _drop_second_name(name: str) -> None:
-    """A crash between the two steps of `_give_name` leaves the finished file with both names."""
+    """A crash between the two steps of `give_name` leaves the finished file with both names."""
     with contextlib.suppress(OSError):
         if os.path.samefile(name + SUFFIX, name):
             os.unlink(name + SUFFIX)
