@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from limpet import Database
-from limpet.testing import Call
+from limpet.testing import Call, SimDisk
 
 from .oracle import Wrong, content_of
 from .reentry import Helper, Outer, World
@@ -152,6 +152,7 @@ def _spill(world: World) -> None:
 
 def _behind_a_flush(world: World) -> None:
     """Another thread flushes until this one waits, or is done; then this one's commit is next, or served with it."""
+    _wrote_before(world)
     main, entered, over = threading.get_ident(), threading.Event(), threading.Event()
     effect = world.ledger.begin([["put", "t", 700, 30, 7], ["put", "t", 701, 30, 7]], "sync")
 
@@ -167,6 +168,7 @@ def _behind_a_flush(world: World) -> None:
             effect.begun = world.ledger.tick()
         world.ledger.acknowledge(effect)
 
+    assert isinstance(world.disk, SimDisk)
     world.disk.before.append(gate)
     world.threads.append(Helper(other))
     entered.wait(5.0)
@@ -175,6 +177,7 @@ def _behind_a_flush(world: World) -> None:
 
 def _leading_a_flush(world: World) -> None:
     """While this thread syncs, another one commits and waits for its turn."""
+    _wrote_before(world)
     main, started = threading.get_ident(), threading.Event()
     effect = world.ledger.begin([["put", "t", 700, 30, 7], ["put", "t", 701, 30, 7]], "sync")
 
@@ -193,6 +196,7 @@ def _leading_a_flush(world: World) -> None:
                 pass
 
     world.finishers.append(lambda: None if started.is_set() else setattr(effect, "made", False))
+    assert isinstance(world.disk, SimDisk)
     world.disk.before.append(gate)
 
 
@@ -246,12 +250,12 @@ def _read(world: World) -> None:
         once_more = {key: table.get(key) for key in list(found)[::40]}
     if backwards != found or list(found) != sorted(found):
         raise Wrong("a scan backwards finds something else")
-    for key, value in once_more.items():
-        if found[key] != value:
-            raise Wrong(f"{key!r} is found by a scan, and otherwise by a look-up")
-    for key, value in world.ledger.base["t"].items():
-        if found.get(key) != value:
-            raise Wrong(f"the outer read misses {key!r}")
+    for name, value in once_more.items():
+        if found[name] != value:
+            raise Wrong(f"{name!r} is found by a scan, and otherwise by a look-up")
+    for name, value in world.ledger.base["t"].items():
+        if found.get(name) != value:
+            raise Wrong(f"the outer read misses {name!r}")
 
 
 def _read_one(world: World) -> None:
@@ -288,7 +292,7 @@ OUTERS: dict[str, Outer] = {
             "commit behind a flush",
             _few,
             _committing(_ONE, "sync"),
-            lambda world: (_wrote_before(world), _behind_a_flush(world))[0],
+            _behind_a_flush,
             threads=True,
             small=False,
         ),
@@ -296,7 +300,7 @@ OUTERS: dict[str, Outer] = {
             "commit that leads a flush",
             _few,
             _committing(_ONE, "sync"),
-            lambda world: (_wrote_before(world), _leading_a_flush(world))[0],
+            _leading_a_flush,
             threads=True,
             small=False,
         ),

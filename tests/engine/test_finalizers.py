@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:
 from fuzz.harness import quiet  # noqa: E402 the path comes first
 from fuzz.oracle import PATH, difference, read_all, tuned  # noqa: E402 the path comes first
 from fuzz.spots import Watch  # noqa: E402 the path comes first
+
 from limpet.database import open_on  # noqa: E402 the path comes first
 from limpet.testing import SimDisk  # noqa: E402 the path comes first
 
