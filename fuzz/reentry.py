@@ -47,8 +47,8 @@ class Outer:
     act         is disturbed
     closes      whether it closes the database
     writes      whether it needs the writer, and so fails while this thread has it
-    changes     of the tables that inners write to, so that their commits go the same way
-    small       whether it has so few lines that all of them are tried in the test suite
+    share       the test suite tries one line of so many
+    threads     whether another thread takes part, by way of the simulated disk
     """
 
     name: str
@@ -60,7 +60,7 @@ class Outer:
     cache_size: int = 1 << 16
     page_size: int = 512
     clean: bool = False  # the file was closed well; else its process has died
-    small: bool = True
+    share: int = 1
     threads: bool = False
 
 

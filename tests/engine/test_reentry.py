@@ -20,13 +20,12 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # the fuzzers are not installed; they lie beside the tests
 
 from fuzz.f18_reentry import (  # noqa: E402 the path comes first
-    CLASS,
     Account,
     exhaust,
     one,
     steady,
 )
-from fuzz.harness import Budget, quiet, run_class  # noqa: E402 the path comes first
+from fuzz.harness import quiet  # noqa: E402 the path comes first
 from fuzz.interruptions import INNERS  # noqa: E402 the path comes first
 from fuzz.oracle import PATH, open_sim, read_all, tuned  # noqa: E402 the path comes first
 from fuzz.reentry import Folder, Helper, outer_spots  # noqa: E402 the path comes first
@@ -63,12 +62,12 @@ def test_at_every_line_of_a_commit(inner: str, seed: int) -> None:
 
 @pytest.mark.parametrize("outer", [name for name in OUTERS if name != "commit sync"])
 def test_at_lines_of_every_call(outer: str, seed: int) -> None:
-    """Small calls: one of the inner calls at each line. Large ones: at every eighth."""
+    """One of the inner calls at each line of the short calls, and at one line of eight of the long ones."""
     account = Account()
-    scarce = 1 if OUTERS[outer].small else 8
-    exhaust(outer, PLAIN, account, every=len(PLAIN) * scarce, first=seed)
+    share = OUTERS[outer].share
+    exhaust(outer, PLAIN, account, every=len(PLAIN) * share, first=seed)
     print(account, f"seed {seed}")
-    assert account.states >= account.lines[outer] // (scarce * 2)
+    assert account.states >= account.lines[outer] // (share * 2)
     assert account.missed <= account.states // 50
 
 
@@ -78,15 +77,6 @@ def test_at_lines_of_calls_on_real_files(outer: str, tmp_path: Path, seed: int) 
     exhaust(outer, PLAIN, account, every=len(PLAIN) * 12, first=seed, folder=Folder(str(tmp_path)))
     print(account, f"seed {seed}")
     assert account.states > 20
-
-
-def test_between_instructions_and_inside_of_inner_calls(seed: int) -> None:
-    """A sample; the collector of cycles may run between two instructions."""
-    budget = Budget(4.0, seed)
-    failure = run_class(CLASS, budget)
-    print(f"{budget.states} inner calls in {budget.spent:.1f} s, seed {seed}, {budget.notes}")
-    assert failure is None, failure
-    assert budget.states > 50
 
 
 @pytest.mark.parametrize("outer", ["commit sync", "commit none", "abort"])
