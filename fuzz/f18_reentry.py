@@ -1,9 +1,10 @@
 """Whatever runs between two lines of the engine, and uses the same database, works completely or is told BusyError.
 
-F18: an outer call (a commit of each kind, a flush, a close, a compaction, reads, savepoints: scenarios.py) is stopped at
-one spot, a line, a return or an instruction, and an inner call on the same database is made there (interruptions.py), or
-an interrupt raised, or an inner call that is stopped itself. The outer call must not notice; what was acknowledged is
-there, in memory, in the file as the dying process leaves it, after a power cut if it was durable, and after closing.
+F18: an outer call (a commit of each kind, a flush, a close, a compaction, reads, savepoints: scenarios.py) is stopped
+at one spot, a line, a return or an instruction, and an inner call on the same database is made there
+(interruptions.py), or an interrupt raised, or an inner call that is stopped itself. The outer call must not notice;
+what was acknowledged is there, in memory, in the file as a dying process leaves it, after a power cut if it was
+durable, and after closing.
 """
 
 from __future__ import annotations

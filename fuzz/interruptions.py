@@ -12,9 +12,10 @@ from limpet import BusyError, ClosedError
 from limpet.database import open_on
 from limpet.testing import SimDisk
 
+from .aftermath import AT_ONCE_S
 from .ledger import SEEN
 from .oracle import Wrong, difference, read_all
-from .reentry import AT_ONCE_S, Helper, Inner, Skip, World
+from .reentry import Helper, Inner, Skip, World
 from .spots import is_still
 from .workloads import Step, apply_to_transaction, key_bytes, value_bytes
 

@@ -1,4 +1,4 @@
-"""One database that is called while it is in the middle of a call: what was under way, what came between, what must hold.
+"""One database that is called while it is in the middle of a call: what was under way, and what came between.
 
     World    the database on its simulated disk, its ledger, and what the calls under way have left open
     Outer    what is under way: scenarios.py has them
@@ -11,7 +11,6 @@ not notice; nothing acknowledged is lost, nobody waits for himself, no handle is
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import random
@@ -24,20 +23,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import limpet
-from limpet import BusyError, ClosedError, Database, PoisonedError, ReadTransaction, WriteTransaction
+from limpet import BusyError, ClosedError, Database, ReadTransaction, WriteTransaction
 from limpet.database import open_on
 from limpet.file import FileSystem, OSFileSystem
-from limpet.testing import OLD, SimDisk
+from limpet.testing import SimDisk
 
-from .ledger import CUT, KILLED, SEEN, Choices, Effect, Ledger, contents
-from .oracle import GROWTH, PATH, Wrong, check_image, content_of, difference, read_all, tuned
+from .aftermath import AT_ONCE_S, INJECTED, forget_frames, settle
+from .ledger import KILLED, Choices, Effect, Ledger
+from .oracle import GROWTH, PATH, Wrong, content_of, read_all, tuned
 from .spots import Spot, Stuck, Visit, VisitNumber, Watch, spots_of, stack_of, traced_inside, tracing
 from .workloads import Model, Step, apply_to_transaction
 
-AT_ONCE_S = 1.0  # what BusyError may take, on a machine with other things to do
 PATIENCE_S = 5.0  # what a state may take
 JOIN_S = 5.0
-INJECTED = "injected between two lines"
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class Outer:
     act         is disturbed
     closes      whether it closes the database
     writes      whether it needs the writer, and so fails while this thread has it
-    changes     of the tables that inners write to, so that their commits go the same way
-    small       whether it has so few lines that all of them are tried in the test suite
+    share       the test suite tries one line of so many
+    threads     whether another thread takes part, by way of the simulated disk
     """
 
     name: str
@@ -62,7 +60,7 @@ class Outer:
     cache_size: int = 1 << 16
     page_size: int = 512
     clean: bool = False  # the file was closed well; else its process has died
-    small: bool = True
+    share: int = 1
     threads: bool = False
 
 
@@ -292,7 +290,7 @@ def outer_spots(outer: Outer, *, opcodes: bool = False, depth: int = 0, folder: 
 
 @contextmanager
 def same_luck() -> Iterator[None]:
-    """Every state gets the same random numbers and the same time, so that states that should agree do so byte by byte."""
+    """Every state gets the same random numbers and times, so that states that should agree do so byte by byte."""
     urandom, time_ns = os.urandom, time.time_ns
     luck, now = random.Random(18), itertools.count(1_780_000_000_000_000_000, 1000)
     os.urandom = luck.randbytes
@@ -346,10 +344,9 @@ def play(
                         outer.act(world)
                 except BaseException as error:  # noqa: BLE001 judged below
                     raised = error
-                _forget_frames(raised)
+                forget_frames(raised)
                 if not problems and not watch.fired:
-                    raised_twice = _settle(world, inner, raised)
-                    problems += raised_twice
+                    problems += settle(world, inner, raised)
         except Stuck as stuck:
             problems.append(str(stuck))
         except (limpet.LimpetError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -385,167 +382,10 @@ def _try(world: World, inner: Inner, problems: list[str]) -> None:
     except BaseException as error:  # noqa: BLE001 it is what is looked for
         outcome = "wrong"
         problems.append(f"{inner.name}: {type(error).__name__}: {error}")
-        _forget_frames(error)
+        forget_frames(error)
     world.outcomes.append(outcome)
     if outcome == "works":
         world.photograph(f"right after {inner.name}")
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Frames keep transactions alive."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__context__
-
-
-def _settle(world: World, inner: Inner, raised: BaseException | None) -> list[str]:
-    """Everything that must be true after the outer call; returns what is wrong."""
-    problem = _judge(world, inner, raised)
-    if problem:
-        return [problem]
-    if raised is not None:  # the frames that it came out of are gone, and what they knew
-        world.transaction = None
-        gc.collect(0)
-    world.photograph("after the outer call")
-    _check_power_cut(world)
-    for finish in world.finishers:
-        finish()
-    for helper in world.threads:
-        try:
-            helper.finish()
-        except (OSError, ClosedError) as error:
-            if inner.error is None and not ("close" in world.asked or world.outer.closes):
-                return [f"the other thread: {error!r}"]
-    _finish_held(world)
-    for reader in world.readers:
-        reader.close()
-    world.readers.clear()
-    if world.outer.closes or "close" in world.asked:
-        _check_closed(world, raised)
-    if not _is_closed(world):
-        _check_usable(world)
-        world.db.close()
-    if isinstance(world.disk, SimDisk) and world.disk.names[PATH].handles:
-        return ["the file is still held after close()"]
-    world.ledger.harden(world.ledger.tick())
-    world.photograph("after closing")
-    for when, image, choices in world.images:
-        key = hash((world.outer.name, image, repr(choices)))
-        if key in _sound:
-            continue
-        problem = _opens(image, contents(world.ledger.base, choices))
-        if problem:
-            return [f"{when}: {problem}"]
-        _sound.add(key)
-    return []
-
-
-_sound: set[int] = set()  # files that were looked at, with what they may hold: most states leave the same ones
-
-
-def _judge(world: World, inner: Inner, raised: BaseException | None) -> str | None:
-    """Whether the outer call may end like this."""
-    if raised is None:
-        return None
-    if inner.error is not None and INJECTED in repr(raised):
-        return None
-    if isinstance(raised, PoisonedError):
-        return f"the outer call: {raised!r}"
-    if isinstance(raised, ClosedError) and world.asked:
-        return None
-    if isinstance(raised, BusyError) and world.held is not None:
-        return None
-    return f"the outer call: {type(raised).__name__}: {raised}"
-
-
-def _is_closed(world: World) -> bool:
-    try:
-        world.db.read().close()
-    except ClosedError:
-        return True
-    return False
-
-
-def _check_closed(world: World, raised: BaseException | None) -> None:
-    """A close that returned has closed everything; one that raised can be repeated."""
-    if raised is None or "close" in world.asked:
-        if not _is_closed(world):
-            raise Wrong("close() has returned, and the database is open")
-        world.db.close()
-
-
-def _finish_held(world: World) -> None:
-    """An inner call left its transaction open; now it commits."""
-    held, effect = world.held, world.held_effect
-    if held is None or effect is None:
-        return
-    effect.begun, effect.made = world.ledger.tick(), None
-    try:
-        held.commit()
-    except ClosedError:
-        if not (world.outer.closes or "close" in world.asked):
-            raise
-        effect.made = False
-    else:
-        world.ledger.acknowledge(effect)
-    world.held = None
-
-
-def _check_usable(world: World) -> None:
-    """The handle goes on: it holds what it must, commits, and gives everything back."""
-    db, ledger = world.db, world.ledger
-    _compare(read_all(db), ledger.allowed(SEEN), "in memory")
-    effect = ledger.begin([["put", "t", 990, 30, 77]], "sync")
-    try:
-        with db.write(timeout=AT_ONCE_S) as transaction:
-            apply_to_transaction(transaction, list(effect.changes))
-    except BusyError as error:
-        raise Wrong(f"the writer was never given back: {error}") from error
-    ledger.acknowledge(effect)
-    _compare(read_all(db), ledger.allowed(SEEN), "after another commit")
-    report = db.check()
-    if not report.ok:
-        raise Wrong(f"check: {'; '.join(map(str, report.errors[:2]))}")
-    readers = db.stats().readers
-    if readers:
-        raise Wrong(f"{readers} readers are counted, and none is open")
-
-
-def _check_power_cut(world: World) -> None:
-    """Without all that was not synced, what was acknowledged as durable is there."""
-    if not isinstance(world.disk, SimDisk):
-        return
-    units = world.disk.units()
-    after = world.disk.crash(units, [OLD] * len(units))
-    if PATH not in after.names:
-        raise Wrong("a power cut loses the file")
-    world.images.append(("after a power cut", after.content(PATH), world.ledger.choices(CUT)))
-
-
-def _opens(image: bytes, allowed: list[Model]) -> str | None:
-    """What is wrong with a file that a dead process or a closed database leaves."""
-    disk = SimDisk.of({PATH: image})
-    try:
-        db = open_on(disk.file_system(), PATH, create=False, read_only=True, cache_size=1 << 20, lock_timeout=0.0)
-        found = read_all(db)
-        report = db.check()
-    except (limpet.LimpetError, OSError) as error:
-        return f"the file does not open: {error!r}"
-    disk.kill()
-    if found not in allowed:
-        return f"the file: {difference(found, allowed[0])}"
-    if not report.ok:
-        return f"check of the file: {'; '.join(map(str, report.errors[:2]))}"
-    try:
-        check_image(image)
-    except Wrong as error:
-        return str(error)
-    return None
-
-
-def _compare(found: Model, allowed: list[Model], when: str) -> None:
-    if found not in allowed:
-        raise Wrong(f"{when}: {difference(found, allowed[0])}")
 
 
 __all__ = ["Inner", "Outer", "Second", "Skip", "World", "content_of", "new_world", "outer_spots", "play"]

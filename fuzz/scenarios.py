@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from limpet import Database
-from limpet.testing import Call
+from limpet.testing import Call, SimDisk
 
 from .oracle import Wrong, content_of
 from .reentry import Helper, Outer, World
@@ -152,6 +152,7 @@ def _spill(world: World) -> None:
 
 def _behind_a_flush(world: World) -> None:
     """Another thread flushes until this one waits, or is done; then this one's commit is next, or served with it."""
+    _wrote_before(world)
     main, entered, over = threading.get_ident(), threading.Event(), threading.Event()
     effect = world.ledger.begin([["put", "t", 700, 30, 7], ["put", "t", 701, 30, 7]], "sync")
 
@@ -167,6 +168,7 @@ def _behind_a_flush(world: World) -> None:
             effect.begun = world.ledger.tick()
         world.ledger.acknowledge(effect)
 
+    assert isinstance(world.disk, SimDisk)
     world.disk.before.append(gate)
     world.threads.append(Helper(other))
     entered.wait(5.0)
@@ -175,6 +177,7 @@ def _behind_a_flush(world: World) -> None:
 
 def _leading_a_flush(world: World) -> None:
     """While this thread syncs, another one commits and waits for its turn."""
+    _wrote_before(world)
     main, started = threading.get_ident(), threading.Event()
     effect = world.ledger.begin([["put", "t", 700, 30, 7], ["put", "t", 701, 30, 7]], "sync")
 
@@ -193,6 +196,7 @@ def _leading_a_flush(world: World) -> None:
                 pass
 
     world.finishers.append(lambda: None if started.is_set() else setattr(effect, "made", False))
+    assert isinstance(world.disk, SimDisk)
     world.disk.before.append(gate)
 
 
@@ -246,12 +250,12 @@ def _read(world: World) -> None:
         once_more = {key: table.get(key) for key in list(found)[::40]}
     if backwards != found or list(found) != sorted(found):
         raise Wrong("a scan backwards finds something else")
-    for key, value in once_more.items():
-        if found[key] != value:
-            raise Wrong(f"{key!r} is found by a scan, and otherwise by a look-up")
-    for key, value in world.ledger.base["t"].items():
-        if found.get(key) != value:
-            raise Wrong(f"the outer read misses {key!r}")
+    for name, value in once_more.items():
+        if found[name] != value:
+            raise Wrong(f"{name!r} is found by a scan, and otherwise by a look-up")
+    for name, value in world.ledger.base["t"].items():
+        if found.get(name) != value:
+            raise Wrong(f"the outer read misses {name!r}")
 
 
 def _read_one(world: World) -> None:
@@ -274,40 +278,40 @@ OUTERS: dict[str, Outer] = {
         Outer("commit after others", _few, _committing(_ONE, "sync"), _unsynced),
         Outer("with block", _few, _with_block, _wrote_before),
         Outer("first write", _few, _committing(_ONE, "sync"), clean=True),
-        Outer("full log", _full_log, _committing(_ONE, "sync"), small=False),
-        Outer("new table", _few, _committing(_new_table, "sync"), _wrote_before, small=False),
-        Outer("new table os", _few, _committing(_new_table, "os"), _unsynced, small=False),
-        Outer("large value", _few, _committing(_large, "sync"), _wrote_before, small=False),
-        Outer("drop", _few, _committing(_drop, "sync"), _wrote_before, small=False),
-        Outer("rename", _few, _committing(_rename, "none"), _wrote_before, small=False),
-        Outer("spill", _wide, _spill, small=False, page_size=4096, cache_size=1 << 12),
+        Outer("full log", _full_log, _committing(_ONE, "sync"), share=8),
+        Outer("new table", _few, _committing(_new_table, "sync"), _wrote_before, share=8),
+        Outer("new table os", _few, _committing(_new_table, "os"), _unsynced, share=8),
+        Outer("large value", _few, _committing(_large, "sync"), _wrote_before, share=8),
+        Outer("drop", _few, _committing(_drop, "sync"), _wrote_before, share=8),
+        Outer("rename", _few, _committing(_rename, "none"), _wrote_before, share=8),
+        Outer("spill", _wide, _spill, share=50, page_size=4096, cache_size=1 << 12),
         Outer("abort", _few, _abort, _wrote_before),
-        Outer("savepoint", _few, functools.partial(_savepoint, False), _wrote_before, small=False),
-        Outer("undone savepoint", _few, functools.partial(_savepoint, True), _wrote_before, small=False),
+        Outer("savepoint", _few, functools.partial(_savepoint, False), _wrote_before, share=8),
+        Outer("undone savepoint", _few, functools.partial(_savepoint, True), _wrote_before, share=8),
         Outer(
             "commit behind a flush",
             _few,
             _committing(_ONE, "sync"),
-            lambda world: (_wrote_before(world), _behind_a_flush(world))[0],
+            _behind_a_flush,
             threads=True,
-            small=False,
+            share=8,
         ),
         Outer(
             "commit that leads a flush",
             _few,
             _committing(_ONE, "sync"),
-            lambda world: (_wrote_before(world), _leading_a_flush(world))[0],
+            _leading_a_flush,
             threads=True,
-            small=False,
+            share=8,
         ),
         Outer("flush", _few, _flush, _unsynced, writes=False),
-        Outer("close", _few, _close, _unsynced, closes=True, small=False),
-        Outer("compact", _holes, _compact, _wrote_before, small=False),
-        Outer("trim", _holes, _trim, _wrote_before, small=False),
-        Outer("backup", _few, _backup, _unsynced, writes=False, small=False),
-        Outer("check", _few, _check, _unsynced, writes=False, small=False),
+        Outer("close", _few, _close, _unsynced, closes=True, share=8),
+        Outer("compact", _holes, _compact, _wrote_before, share=8),
+        Outer("trim", _holes, _trim, _wrote_before, share=8),
+        Outer("backup", _few, _backup, _unsynced, writes=False, share=8),
+        Outer("check", _few, _check, _unsynced, writes=False, share=8),
         Outer("stats", _few, _stats, _wrote_before, writes=False),
-        Outer("read", _many, _read, writes=False, small=False, cache_size=1 << 12),
+        Outer("read", _many, _read, writes=False, share=8, cache_size=1 << 12),
         Outer("read one", _few, _read_one, _wrote_before, writes=False),
     )
 }

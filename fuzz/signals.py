@@ -5,8 +5,8 @@
 A child process commits rows in four threads, at all three durabilities, with checkpoints in between, and a thread of it
 rings SIGUSR1 every 4 ms at the main one, whose handler commits (or reads, flushes, asks for numbers). Now and then the
 parent stops the child between two instructions, copies the file as it is, lets it go on and looks: the copy opens, its
-check is clean, and it holds every row that was acknowledged as outliving the process. BusyError in the handler is right;
-it is counted. In the end the child closes, still under signals, and every acknowledged row is there.
+check is clean, and it holds every row that was acknowledged as outliving the process. BusyError in the handler is
+right; it is counted. In the end the child closes, still under signals, and every acknowledged row is there.
 
 What was acknowledged is in a small file that both map: for each writer and slot the number that was begun last and the
 number that has to be there at least.

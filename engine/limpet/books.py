@@ -296,7 +296,7 @@ class Books:
     def _oldest_reader(self) -> int:
         """The lowest txid of the snapshots that are read, and of the one that new readers get."""
         published = self._chain.published  # first this, then the pins: a reader that comes between them looks again
-        newest = self._chain.shown.snapshot.txid if published is None else published.txid
+        newest = self._chain.shown.txid if published is None else published.txid
         return min([newest, *list(self._pins.values())])
 
     # -- what transactions ask for (paging.PageSource) -------------------------------------------

@@ -50,30 +50,46 @@ class Advance:
     base: Commit
 
 
-@dataclass(slots=True, eq=False)
+Backlog = tuple[bytes, "Backlog | None"]  # changes of a commit, and those that waited before
+
+
 class Commit:
     """One link of the chain.
 
+    txid        its number
     snapshot    what readers see, once it is shown
     durability  that its committer asked for
     log         the epoch that it belongs to; one that is a checkpoint begins it
-    changes     what the log has to hear of it, encoded; of a checkpoint: nothing
     size        bytes of changes since the epoch began, its own included
     count       changes since the epoch began, its own included
-    before      the commit before; None once this one is written
-    advance     of a commit that is a checkpoint and not yet written: what it did to the books
+    backlog     encoded changes that the log has yet to get, the newest first; those that it has got by now may follow
+    before      the commit before; None once readers see this one
+    advance     of a commit that is a checkpoint and that readers do not see yet: what it did to the books
     error       why a failed flush undid it
     """
 
-    snapshot: Snapshot
-    durability: str
-    log: Log
-    changes: bytes = b""
-    size: int = 0
-    count: int = 0
-    before: Commit | None = None
+    # No slots: what most commits never have costs nothing as a default of the class.
     advance: Advance | None = None
     error: OSError | None = None
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        durability: str,
+        log: Log,
+        before: Commit | None = None,
+        size: int = 0,
+        count: int = 0,
+        backlog: Backlog | None = None,
+    ) -> None:
+        self.txid = snapshot.txid
+        self.snapshot = snapshot
+        self.durability = durability
+        self.log = log
+        self.before = before
+        self.size = size
+        self.count = count
+        self.backlog = backlog
 
 
 class Chain:
@@ -96,7 +112,7 @@ class Chain:
         self.last_txid = last_txid
         self.published: Snapshot | None = commit.snapshot
         self.tip = self.shown = self.written = commit
-        self.written_txid = self.durable_txid = commit.snapshot.txid
+        self.written_txid = self.durable_txid = commit.txid
 
     def since(self, commit: Commit) -> list[Commit]:
         """The commits after this one, in order."""
@@ -108,24 +124,31 @@ class Chain:
         found.reverse()
         return found
 
-    def waiting(self) -> list[Commit]:
-        """The commits whose changes the log has yet to get."""
-        log = self.tip.log
-        return [commit for commit in self.since(self.written) if commit.log is log and commit.changes]
+    def waiting(self) -> bytes:
+        """The changes that the log has yet to get, in order."""
+        tip, written = self.tip, self.written
+        if tip is written or tip.backlog is None:
+            return b""
+        changes, each = tip.backlog
+        if each is None:
+            return changes
+        end = written.backlog if written.log is tip.log else None
+        found = [changes]
+        while each is not None and each is not end:
+            changes, each = each
+            found.append(changes)
+        found.reverse()
+        return b"".join(found)
 
     @property
     def waiting_size(self) -> int:
-        """Bytes of their changes."""
+        """Bytes of them."""
         tip, written = self.tip, self.written
         return tip.size - written.size if tip.log is written.log else tip.size
 
-    def reached(self, durability: str) -> int:
-        """The newest commit that is as durable as that."""
-        return self.durable_txid if durability == SYNC else self.written_txid
-
     def is_unseen(self, commit: Commit) -> bool:
         """Whether readers cannot see a commit of the chain yet."""
-        return commit.snapshot.txid > self.shown.snapshot.txid
+        return commit.txid > self.shown.txid
 
     def show(self, commit: Commit) -> None:
         """Let readers that begin now see it, unless the database has come to its end meanwhile."""

@@ -72,13 +72,9 @@ def advance(books: Books, chain: Chain, transaction: WriteTransaction, tables: d
     ledger.young |= allocated
     ledger.nonce = stamp_nonce(transaction.stamp)
     ledger.dirty_tables.update(transaction.changed_tables())
-    commit = Commit(
-        Snapshot(txid, tables, transaction.next_tree_id, books.pager),
-        transaction.durability,
-        _next_log(chain.tip.log, space, books.page_size),
-        before=chain.tip,
-        advance=Advance(list(allocated), held, superseded, pending, work.stale, ledger.base),
-    )
+    snapshot = Snapshot(txid, tables, transaction.next_tree_id, books.pager)
+    commit = Commit(snapshot, transaction.durability, _next_log(chain.tip.log, space, books.page_size), chain.tip)
+    commit.advance = Advance(list(allocated), held, superseded, pending, work.stale, ledger.base)
     ledger.base = commit
     books.ledger, chain.last_txid, chain.tip, transaction.is_open = ledger, txid, commit, False
     books.pager.release(own)
@@ -117,7 +113,7 @@ def begin(books: Books, *, clean: bool) -> Plan:
     ledger.unwritten, ledger.unwritten_size, ledger.dirty_tables = set(), 0, set()
     ledger.young = set()  # from here on, the pages of the checkpoint may be on disk
     plan.pages.update((pgno, books.pager.held[pgno]) for pgno in plan.unwritten)
-    stamp = make_stamp(base.snapshot.txid, ledger.nonce)
+    stamp = make_stamp(base.txid, ledger.nonce)
     try:
         plan.catalogue_root = _write_catalogue(books, ledger, plan, space, stamp)
         plan.log_start = _place_log(books, ledger, plan, space)
@@ -128,7 +124,7 @@ def begin(books: Books, *, clean: bool) -> Plan:
         raise
     plan.growth = books.extent.growth  # all of them may have needed room
     plan.meta = Meta(
-        txid=Txid(base.snapshot.txid),
+        txid=Txid(base.txid),
         nonce=ledger.nonce,
         catalogue_root=Ref(plan.catalogue_root),
         free_space_root=map_root,
@@ -196,7 +192,7 @@ def _write_map(books: Books, plan: Plan, space: FreeSpace, stamp: int) -> Ref:
         pages, refs = space.encode_map(planned, stamp, books.pager.seal)
         plan.pages.update(pages)
         plan.map_before = space.install_map(refs)
-    plan.pending = space.add_pending(plan.base.snapshot.txid, plan.freed)
+    plan.pending = space.add_pending(plan.base.txid, plan.freed)
     return space.map_root()
 
 
@@ -277,10 +273,10 @@ def finish(books: Books, chain: Chain, plan: Plan) -> list[int]:
 
 
 def _up_to(chain: Chain, commit: Commit) -> list[Commit]:
-    """The commits that become written with this one."""
+    """The commits that readers see from now on, with this one as the newest."""
     found = []
     each: Commit | None = commit
-    while each is not None and each is not chain.written:
+    while each is not None and each is not chain.shown:
         found.append(each)
         each = each.before
     return found

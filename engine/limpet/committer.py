@@ -31,13 +31,12 @@ Failures, and what remains true:
 Locks, always taken in this order. Each is known by its owner (turn.py), and none is taken twice:
 
     seat           of the writer: a write transaction has it from its beginning to its end
-    step           of a write transaction: while it is changed, committed or aborted
     turn.lock      while a flush is under way; after it, who waits is rung for
     books.lock     short: the books and the chain. I/O under it: growth, and the map at the first write
     pager's        shorter: the bookkeeping of the cache. No I/O
 
-Who comes in while the same thread has one of the last three, or is at the step or the seat (a signal
-handler, a finalizer), is refused with BusyError, before anything was done. Reading is never refused.
+Who comes in while the same thread has one of the last three, or has the seat already (a signal handler,
+a finalizer), is refused with BusyError, before anything was done. Reading is never refused.
 
 Readers take no lock: a reader pins the published snapshot, looks whether it still is the published
 one, and begins again if not. A page freed by commit k is handed out only to who asks for pages after
@@ -57,15 +56,16 @@ from typing import NamedTuple
 
 from . import checkpoint, record_writer
 from .books import Books, Ledger, Metas
-from .chain import NONE, OS, SYNC, Chain, Commit
+from .chain import NONE, SYNC, Chain, Commit
 from .errors import BusyError, ClosedError, CorruptError, LimpetError, ReadOnlyError
 from .file import File, on_fork, random_bytes
 from .format import FIRST_NODE_PGNO, HEADER_SIZE, KNOWN_READ_ONLY, Header, Meta, Pgno, decode_header, max_key_size
 from .log import Log, LogEnd, Replay, decode_changes, encode_changes
 from .opening import write_holder
-from .overlay import Changed, Overlay, TableInfo, WorkingTree
+from .overlay import CHANGING, Changed, Overlay, TableInfo, WorkingTree
 from .pager import Pager
 from .paging import PageWork
+from .reader import ended
 from .recovery import load_tables, recover, refusal
 from .snapshot import Snapshot
 from .transaction import WriteTransaction
@@ -261,22 +261,25 @@ class Committer:
 
     def begin(self, durability: str, timeout_s: float | None) -> WriteTransaction:
         """Let a write transaction have the seat; see `Database.write`."""
-        self.enter()
-        if self.read_only:
+        chain = self.chain
+        if chain.failure or self.read_only or self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy():
+            self.enter()
             raise ReadOnlyError(f"{self.path} was opened read-only")
-        transaction = WriteTransaction(self, durability)
+        transaction = WriteTransaction(self, durability, chain.tip, chain.last_txid + 1)
         try:
             if not self.seat.take(transaction, timeout_s):
                 raise BusyError(f"another thread's write transaction did not end within {timeout_s:g} s")
-            if self.chain.failure is not None:  # while it waited
+            tip = chain.tip  # from here on only an undone flush moves it, and that is noticed at the commit
+            if chain.failure is not None:  # while it waited
                 raise self.error()
-            tip = self.chain.tip
             if tip.error is not None or self.books.ledger.space is None:
                 with self._lock:
                     self._settle()
                     self.books.space()
-                    tip = self.chain.tip
-            return transaction.place(tip, self.chain.last_txid + 1)
+                    tip = chain.tip
+            if tip is not transaction.base or chain.last_txid >= transaction.txid:
+                transaction.place(tip, chain.last_txid + 1)
+            return transaction
         except BaseException:
             transaction.is_open = False
             self.seat.ring()
@@ -305,22 +308,29 @@ class Committer:
 
     def commit(self, transaction: WriteTransaction) -> None:
         """Make a transaction's result the tip, and wait until it is as durable as was asked for."""
-        if transaction.in_step() or self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy():
+        if transaction.in_step or self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy():
             self.enter()
             transaction.refuse_in_step()
         base = transaction.base
+        if base is None:
+            raise ended()
         commit: Commit | None = None
         try:
+            transaction.in_step = CHANGING  # until its end
             if self.chain.failure is not None:
                 raise self.error()
-            with transaction.step:
-                commit = self._make_tip(transaction)
+            changes = transaction.own_changes()
+            if changes != []:
+                commit = self._log_commit(transaction, base, changes) if changes else None
+                if commit is None:
+                    commit = self._checkpoint_commit(transaction)
         finally:
             if transaction.is_open:
                 self.abort(transaction)  # an error, or nothing to commit
             else:
                 transaction.end()
-                self.seat.ring()
+                if self.seat.waiting:
+                    self.seat.ring()
         if commit is None:
             if self.chain.is_unseen(base):  # what it saw, and its caller may tell, is perhaps not durable yet
                 self._await(base)
@@ -329,28 +339,16 @@ class Committer:
         if commit.durability != NONE or not self._show_unflushed(commit):
             self._await(commit)
 
-    def _make_tip(self, transaction: WriteTransaction) -> Commit | None:
-        """Step 1, in memory; None if there is nothing to commit. The transaction is over if there is a commit."""
-        transaction.check_whole()
-        self._check_base(transaction)
-        changes = transaction.own_changes()
-        if changes is not None:
-            if not changes:
-                return None
-            commit = self._log_commit(transaction, changes)
-            if commit is not None:
-                return commit
-        return self._checkpoint_commit(transaction)
+    def _built_on_undone(self) -> OSError:
+        return OSError(
+            errno.EIO,
+            "an earlier commit, on which this transaction was built, could not be written; begin it again",
+            self.path,
+        )
 
-    def _check_base(self, transaction: WriteTransaction) -> None:
-        if transaction.base is not self.chain.tip:
-            raise OSError(
-                errno.EIO,
-                "an earlier commit, on which this transaction was built, could not be written; begin it again",
-                self.path,
-            )
-
-    def _log_commit(self, transaction: WriteTransaction, changes: list[tuple[WorkingTree, Changed]]) -> Commit | None:
+    def _log_commit(
+        self, transaction: WriteTransaction, base: Commit, changes: list[tuple[WorkingTree, Changed]]
+    ) -> Commit | None:
         """Make a transaction's result the tip, to be recorded in the log; None if the log has no room for it."""
         infos: dict[str, TableInfo] = {}
         parts: list[bytes] = []
@@ -364,15 +362,17 @@ class Committer:
         encoded = b"".join(parts)  # which costs nothing where there is but one
         chain = self.chain
         with self._lock:
-            self._check_base(transaction)
             tip = chain.tip
+            if tip is not base:
+                raise self._built_on_undone()
             log, own = tip.log, len(encoded)
             size, count = tip.size + own, tip.count + count
             if not log.has_room(size, own, count):
                 return None
             before, txid = tip.snapshot, transaction.txid
             snapshot = Snapshot(txid, {**before.tables, **infos}, before.next_tree_id, before.pager)
-            commit = Commit(snapshot, transaction.durability, log, encoded, size, count, tip)
+            backlog = encoded, None if tip is chain.written else tip.backlog
+            commit = Commit(snapshot, transaction.durability, log, tip, size, count, backlog)
             chain.last_txid, chain.tip, transaction.is_open = txid, commit, False
         return commit
 
@@ -383,7 +383,8 @@ class Committer:
         with self._lock:
             work = transaction.work()
             self.books.space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
-            self._check_base(transaction)
+            if transaction.base is not self.chain.tip:
+                raise self._built_on_undone()
             if tables is None:
                 return None
             return self._advance(transaction, tables)
@@ -401,42 +402,45 @@ class Committer:
         with self._lock:
             if commit.error is not None or chain.failure is not None:
                 return False
-            if chain.is_unseen(commit):
-                if commit.before is not chain.shown:
+            written = chain.written
+            if commit.before is chain.shown:
+                waiting = commit.size - written.size if commit.log is written.log else commit.size
+                if self.books.ledger.unwritten_size + waiting > self.overlay_limit:
                     return False
-                if self.books.ledger.unwritten_size + chain.waiting_size > self.overlay_limit:
-                    return False
-                chain.shown = commit
+                advance, chain.shown, commit.before, commit.advance = commit.advance, commit, None, None
                 chain.show(commit)
-            return True
+                if advance is not None:
+                    self.books.pager.discard(advance.stale)
+                return True
+            return not chain.is_unseen(commit)
 
     # -- flushing --------------------------------------------------------------------------------
 
     def _await(self, commit: Commit) -> None:
         """Wait until a commit is as durable as was asked for; bring that about if nobody else does."""
-        turn = self.turn
-        wanted = OS if commit.durability == NONE else commit.durability
-        while not self._is_served(commit, wanted):
+        chain, turn, txid = self.chain, self.turn, commit.txid
+        sync = commit.durability == SYNC
+        while commit.error is None and (chain.durable_txid if sync else chain.written_txid) < txid:
             if turn.busy:
-                turn.wait(partial(self._is_served, commit, wanted))
-                if self._is_served(commit, wanted):
-                    break
+                turn.wait(partial(self._is_served, commit, sync))
             try:
                 with turn.lock:
                     turn.busy = True
                     try:
                         if commit.error is None:
-                            self._flush(commit.snapshot.txid, sync=wanted == SYNC)
+                            self._flush(txid, sync=sync)
                     finally:
                         turn.busy = False
             finally:
-                turn.ring()
+                if turn.waiting:
+                    turn.ring()
         if commit.error is not None:
             raise commit.error
 
-    def _is_served(self, commit: Commit, durability: str) -> bool:
+    def _is_served(self, commit: Commit, sync: bool) -> bool:
         """Whether nobody has to wait for a commit any more: it is as durable as that, or undone."""
-        return commit.error is not None or self.chain.reached(durability) >= commit.snapshot.txid
+        chain = self.chain
+        return commit.error is not None or (chain.durable_txid if sync else chain.written_txid) >= commit.txid
 
     def flush(self) -> None:
         """Bring everything committed so far to stable storage."""
@@ -448,7 +452,7 @@ class Committer:
 
     def flush_in_turn(self) -> None:
         """As `flush`, for who has the turn."""
-        self._flush(self.chain.tip.snapshot.txid, sync=True)
+        self._flush(self.chain.tip.txid, sync=True)
 
     def _flush(self, txid: int, *, sync: bool, clean: bool = False) -> None:
         """Step 2 and 3: bring the disk as far as commit `txid`. The caller has the turn.
@@ -457,28 +461,35 @@ class Committer:
         """
         chain = self.chain
         while True:
+            tip = chain.tip
             if chain.failure is not None:
                 raise self.error()
-            if chain.tip.error is not None:
+            if tip.error is not None:
                 with self._lock:
                     self._settle()
-            is_behind = (chain.durable_txid if sync else chain.written_txid) < min(txid, chain.tip.snapshot.txid)
-            wants_mark = clean and self.counts.flushes and not self.books.clean
-            if self.books.ledger.plan is not None or ((is_behind or wants_mark) and not chain.tip.log.epoch):
+                continue
+            txid = min(txid, tip.txid)  # it may have been undone
+            if self.books.ledger.plan is None and (chain.durable_txid if sync else chain.written_txid) >= txid:
+                if not clean or not self.counts.flushes or self.books.clean:
+                    return
+                if tip.log.epoch:
+                    self._write_mark()
+                    return
+            if self.books.ledger.plan is not None or not tip.log.epoch:
                 self._write_checkpoint(clean=clean)
-            elif is_behind:
-                self._write_record(sync=sync)
-            elif wants_mark:
-                self._write_mark()
             else:
-                return
+                if self._write_record(sync=sync) and not clean:
+                    return
 
-    def _write_record(self, *, sync: bool) -> None:
-        """What all commits since the last flush changed, and a sync: the way that most commits go."""
+    def _write_record(self, *, sync: bool) -> bool:
+        """What all commits since the last flush changed, and a sync: the way that most commits go.
+
+        returns  False if a checkpoint has just come before it
+        """
         books, chain = self.books, self.chain
         with self._lock:
             if not chain.tip.log.epoch:
-                return  # a checkpoint has just come before it
+                return False
             record = record_writer.begin(books, chain, self.new_nonce(), sync=sync)
         try:
             record_writer.write(books, record)
@@ -498,6 +509,7 @@ class Committer:
         with self._lock:
             record_writer.finish(books, chain, record)
             self._reached(record.tip, sync=record.sync)
+        return True
 
     def _write_checkpoint(self, *, clean: bool) -> None:
         """Pages, sync, meta, sync: the state whose changes are all in the trees becomes the one on disk."""
@@ -522,6 +534,7 @@ class Committer:
             stale = checkpoint.finish(books, chain, plan)
             self._reached(plan.base, sync=True)
         self.counts.checkpoints += 1
+        self.counts.syncs += 1
         books.pager.discard(stale)
 
     def _write_mark(self) -> None:
@@ -537,16 +550,17 @@ class Committer:
             self.poison(error)
             raise
         self.counts.flushes += 1
+        self.counts.syncs += 2
 
     def _reached(self, commit: Commit, *, sync: bool) -> None:
         """A flush has brought the disk as far as this commit: let readers see it, and let go who waits for it."""
-        chain = self.chain
-        self.counts.flushes += 1
-        self.counts.syncs += sync
+        chain, counts = self.chain, self.counts
+        counts.flushes += 1
+        counts.syncs += sync
         chain.show(chain.shown)
-        txid = commit.snapshot.txid
-        if sync:
-            chain.durable_txid = max(chain.durable_txid, txid)
+        txid = commit.txid
+        if sync and txid > chain.durable_txid:
+            chain.durable_txid = txid
         chain.written_txid = max(chain.written_txid, txid)
 
     def _undo(self, cause: BaseException) -> None:
@@ -571,7 +585,7 @@ class Committer:
         if self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy():
             raise _busy_closing()
         if isinstance(holder, WriteTransaction) and holder.thread == threading.get_ident():
-            if holder.in_step():
+            if holder.in_step:
                 raise _busy_closing()
             holder.is_forsaken = True
             self.abort(holder)
@@ -610,13 +624,11 @@ class Committer:
         it holds everything, and the next opening replays it.
         """
         chain = self.chain
-        transaction = WriteTransaction(self, SYNC)
+        transaction = WriteTransaction(self, SYNC, chain.tip, chain.last_txid + 1)
         try:
             if chain.tip.log.end.used:
-                transaction.place(chain.tip, chain.last_txid + 1)
-                with transaction.step:
-                    self._checkpoint_commit(transaction)
-            self._flush(chain.tip.snapshot.txid, sync=True, clean=True)
+                self._checkpoint_commit(transaction)
+            self._flush(chain.tip.txid, sync=True, clean=True)
         except (OSError, CorruptError) as error:
             if chain.failure is not None:
                 raise

@@ -20,13 +20,12 @@ leaf is in memory, 25 us when it is not, and the rest of such a commit 40 us.
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from . import btree
 from .codecs import Codec, KeyCodec
@@ -359,17 +358,22 @@ class WorkingState(NamedTuple):
     unresolved: set[bytes]
 
 
+T = TypeVar("T")
+LOOKING, CHANGING = 1, 2  # what a step is at; 0: there is none
+
+
 class Owner(Protocol):
     """What a working tree needs of its transaction.
 
-    step     the lock under which it is changed; in_step says whether this thread is at it already
+    in_step  what the step is at that is under way: one of the three below
+    step     runs a function as a step, which may be a change: it says so by setting `in_step`
     spoil    told when an exception stops a change half-way
     """
 
     undo: list[tuple[Callable[..., None], tuple[Any, ...]]] | None
-    step: threading.RLock
-    in_step: Callable[[], bool]
+    in_step: int
 
+    def step(self, function: Callable[..., T], *arguments: Any) -> T: ...
     def spoil(self, error: BaseException) -> None: ...
     def new_tree_id(self) -> int: ...
     def grown(self, size: int) -> None: ...
@@ -398,12 +402,10 @@ class WorkingTree:
 
     __slots__ = (
         "_grown",
-        "_in_step",
         "_inline_limit",
         "_owner",
         "_pager",
         "_sorted",
-        "_step",
         "_unasked",
         "above",
         "base",
@@ -431,7 +433,6 @@ class WorkingTree:
         self._pager = pager
         self.max_key_size = pager.max_key_size
         self._owner = owner
-        self._step, self._in_step = owner.step, owner.in_step
         self._inline_limit = pager.max_inline_entry
         self._grown = 0  # bytes of overlay that the transaction has not been told of
         self.has_large = False  # whether a value was set that belongs on overflow pages
@@ -503,12 +504,10 @@ class WorkingTree:
     def scan(self, low: bytes | None, high: bytes | None, *, reverse: bool = False) -> Iterator[Batch]:
         """Valid until the tree changes; the caller watches `version` and begins anew."""
         batches = self._scan(low, high, reverse)
-        while True:
-            self._refuse_in_step()
-            with self._step:  # merging looks at what a change may be in the middle of
-                batch = next(batches, None)
-            if batch is None:
-                return
+        step = self._owner.step
+        while (
+            batch := step(next, batches, None)
+        ) is not None:  # merging looks at what a change may be in the middle of
             yield batch
 
     def _scan(self, low: bytes | None, high: bytes | None, reverse: bool) -> Iterator[Batch]:
@@ -557,9 +556,7 @@ class WorkingTree:
         """O(1), but for one look-up, once, of each key set since somebody last asked."""
         if not self.unresolved:
             return self._count_below() + self.delta
-        self._refuse_in_step()
-        with self._step:
-            return self._resolved_count()
+        return self._owner.step(self._resolved_count)
 
     def _count_below(self) -> int:
         return self.count if self.above is None else self.above.count(self.count, self._is_below)
@@ -567,6 +564,7 @@ class WorkingTree:
     def _resolved_count(self) -> int:
         if self.unresolved:
             delta = self.delta + sum(not self._is_below(key) for key in self.unresolved)
+            self._owner.in_step = CHANGING
             if self._owner.undo is not None:
                 self._owner.undo.append((self._undo_resolution, (self.delta, self.unresolved)))
             self.delta, self.unresolved = delta, set()
@@ -576,68 +574,65 @@ class WorkingTree:
     #
     # Each change is a step of the transaction, see there.
 
-    def _refuse_in_step(self) -> None:
-        if self._in_step():
-            raise in_the_middle()
-
     def create(self, codecs: tuple[KeyCodec, Codec]) -> None:
         """Begin a table that does not exist."""
-        self._refuse_in_step()
-        with self._step:
-            if self.codecs is not None:
-                return
+        self._owner.step(self._create, codecs)
+
+    def _create(self, codecs: tuple[KeyCodec, Codec]) -> None:
+        if self.codecs is None:
             tree_id = self._owner.new_tree_id()
             self.remember_state()
             self.codecs, self.tree_id, self.changed = codecs, tree_id, True
 
     def set(self, key: bytes, value: bytes) -> None:
-        if self._in_step():
+        owner = self._owner
+        if owner.in_step:
             raise in_the_middle()
-        with self._step:
-            try:
-                self._set(key, value)
-            except BaseException as error:
-                self._owner.spoil(error)
-                raise
-
-    def _set(self, key: bytes, value: bytes) -> None:
-        own, overlay = self.own, self.overlay
-        undo = self._owner.undo
-        above = self.above
-        # Once somebody has asked for the order of the keys, it is kept up to date, for which they have to be in one.
-        if overlay is None and undo is None and above is not None and above.sorted is None:
-            before = own.get(key, _NOTHING)
-            if before is _NOTHING:
-                before = above.recent.get(key, _NOTHING)
+        try:  # as `step` does it, without its calls: 0.2 us of 0.8
+            owner.in_step = CHANGING
+            own, overlay = self.own, self.overlay
+            undo = owner.undo
+            above = self.above
+            # Once somebody has asked for the order of the keys, it is kept up to date, for which they have to be in
+            # one dict.
+            if overlay is None and undo is None and above is not None and above.sorted is None:
+                before = own.get(key, _NOTHING)
                 if before is _NOTHING:
-                    before = above.settled.get(key, _NOTHING)
-        else:
-            if overlay is None:
-                overlay = self._merge()
-            before = overlay.get(key, _NOTHING)
-            if undo is not None:
-                note = key, before, own.get(key, _NOTHING), self.delta, key in self.unresolved
-                undo.append((self._undo_key, note))
-            if overlay is not own:
-                overlay[key] = value
-        if before is _NOTHING:
-            if self.root:
-                self.unresolved.add(key)
+                    before = above.recent.get(key, _NOTHING)
+                    if before is _NOTHING:
+                        before = above.settled.get(key, _NOTHING)
             else:
+                if overlay is None:
+                    overlay = self._merge()
+                before = overlay.get(key, _NOTHING)
+                if undo is not None:
+                    note = key, before, own.get(key, _NOTHING), self.delta, key in self.unresolved
+                    undo.append((self._undo_key, note))
+                if overlay is not own:
+                    overlay[key] = value
+            if before is _NOTHING:
+                if self.root:
+                    self.unresolved.add(key)
+                else:
+                    self.delta += 1
+                if self._sorted is not None:
+                    self._keep_sorted(key)
+            elif before is None:
                 self.delta += 1
-            if self._sorted is not None:
-                self._keep_sorted(key)
-        elif before is None:
-            self.delta += 1
-        own[key] = value
-        self.version += 1
-        self.changed = True
-        size = len(key) + len(value)
-        if size > self._inline_limit:
-            self.has_large = True
-        self._grown += size + _ENTRY_OVERHEAD
-        if self._grown > _REPORTED:
-            self._report()
+            own[key] = value
+            self.version += 1
+            self.changed = True
+            size = len(key) + len(value)
+            if size > self._inline_limit:
+                self.has_large = True
+            self._grown += size + _ENTRY_OVERHEAD
+            if self._grown > _REPORTED:
+                self._report()
+            owner.in_step = 0
+        except BaseException as error:
+            owner.in_step = 0
+            owner.spoil(error)
+            raise
 
     def set_many(self, keys: list[bytes], values: list[bytes], size: int, longest: int) -> None:
         """As `set` for each, at half the cost.
@@ -645,19 +640,14 @@ class WorkingTree:
         size     bytes of all keys and values
         longest  bytes of the largest entry, or more
         """
-        self._refuse_in_step()
-        with self._step:
-            try:
-                if self._owner.undo is None:
-                    self._set_many(keys, values, size, longest)
-                    return
-                for key, value in zip(keys, values, strict=True):
-                    self._set(key, value)
-            except BaseException as error:
-                self._owner.spoil(error)
-                raise
+        if self._owner.undo is not None:
+            for key, value in zip(keys, values, strict=True):
+                self.set(key, value)
+            return
+        self._owner.step(self._set_many, keys, values, size, longest)
 
     def _set_many(self, keys: list[bytes], values: list[bytes], size: int, longest: int) -> None:
+        self._owner.in_step = CHANGING
         overlay = self._merge() if self.overlay is None else self.overlay
         if overlay is not self.own:
             self.own.update(zip(keys, values, strict=True))
@@ -684,24 +674,17 @@ class WorkingTree:
         self._owner.grown(grown)
 
     def delete(self, key: bytes) -> bool:
-        self._refuse_in_step()
-        with self._step:
-            overlay = self._merge() if self.overlay is None else self.overlay
-            before = overlay.get(key, _NOTHING)
-            if before is None:
-                return False
-            below = self._is_below(key)
-            if before is _NOTHING and not below:
-                return False
-            try:
-                self._delete(key, overlay, before, below)
-            except BaseException as error:
-                self._owner.spoil(error)
-                raise
-            return True
+        return self._owner.step(self._delete, key)
 
-    def _delete(self, key: bytes, overlay: dict[bytes, bytes | None], before: Any, below: bool) -> None:
-        """Delete an entry that is there: `before` is what the overlay has for it, `below` whether the tree has it."""
+    def _delete(self, key: bytes) -> bool:
+        overlay = self._merge() if self.overlay is None else self.overlay
+        before = overlay.get(key, _NOTHING)
+        if before is None:
+            return False
+        below = self._is_below(key)
+        if before is _NOTHING and not below:
+            return False
+        self._owner.in_step = CHANGING
         undo = self._owner.undo
         if undo is not None:
             note = key, before, self.own.get(key, _NOTHING), self.delta, key in self.unresolved
@@ -729,6 +712,7 @@ class WorkingTree:
         self._grown += len(key) + _ENTRY_OVERHEAD
         if self._grown > _REPORTED:
             self._report()
+        return True
 
     def delete_range(self, low: bytes | None, high: bytes | None) -> int:
         if low is None and high is None:
@@ -741,17 +725,12 @@ class WorkingTree:
         return len(doomed)
 
     def clear(self) -> None:
-        self._refuse_in_step()
-        with self._step:
-            try:
-                self._clear()
-            except BaseException as error:
-                self._owner.spoil(error)
-                raise
+        self._owner.step(self._clear)
 
     def _clear(self) -> None:
         if self.codecs is None or not (self.root or self.changes()):
             return
+        self._owner.in_step = CHANGING
         self.remember_state()
         if self.root:
             try:
@@ -767,6 +746,7 @@ class WorkingTree:
 
     def drop(self) -> None:
         """The table does not exist any more. Part of a step of the transaction."""
+        self._owner.in_step = CHANGING
         self._clear()
         self.remember_state()
         self.restore(self.state()._replace(codecs=None, tree_id=0))
@@ -774,6 +754,7 @@ class WorkingTree:
 
     def move_to(self, target: WorkingTree) -> None:
         """Give everything, none of which is in the overlay, to the tree of another name. Part of a step."""
+        self._owner.in_step = CHANGING
         for each in (self, target):
             each.remember_state()
             each.changed = True

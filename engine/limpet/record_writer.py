@@ -53,17 +53,18 @@ def begin(books: Books, chain: Chain, nonce: int, *, sync: bool) -> Record:
     tip = chain.tip
     log = tip.log
     end = log.end
-    sync = sync or SYNC in [commit.durability for commit in chain.since(chain.shown)]
-    waiting = chain.waiting()
+    each: Commit | None = tip
+    while not sync and each is not None and each is not chain.shown:
+        sync, each = each.durability == SYNC, each.before
+    changes = chain.waiting()
     data = b""
     used, previous = end.used, end.previous
-    if waiting:
+    if changes:
         pager = books.pager
-        changes = waiting[0].changes if len(waiting) == 1 else b"".join([commit.changes for commit in waiting])
         previous, data = encode_record(
             changes,
             log.start + used,
-            make_stamp(tip.snapshot.txid, nonce),
+            make_stamp(tip.txid, nonce),
             log.epoch,
             end.previous,
             chain.durable_txid,

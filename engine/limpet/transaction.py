@@ -8,7 +8,7 @@ States of a write transaction, and what may be trusted in each:
     open       trees hold roots and overlays; `pages` lists every page taken from free space
     ended      committed or aborted; its tables answer with ClosedError; the seat of the writer is free
 
-Steps. What changes a transaction does so as a step, under a lock of the transaction's own. A signal
+Steps. What changes a transaction, or looks at what a change may be in the middle of, is a step. A signal
 handler or a finalizer that comes in the middle of one, and wants to change, commit or abort the same
 transaction, gets a BusyError; what it does besides that works. A step that an exception ends half-way
 spoils the transaction: it cannot commit after that, unless a savepoint around it is undone.
@@ -29,11 +29,10 @@ from typing import Any, NoReturn, Protocol, Self
 from .chain import Commit
 from .errors import ClosedError, LimitError, LimpetError, NoSuchTableError
 from .format import CATALOGUE_ENTRY, FIRST_TABLE_TREE, make_stamp, max_inline_entry, max_key_size
-from .overlay import ENDED, NOTHING_KNOWN, Changed, TableInfo, WorkingTree, in_the_middle
+from .overlay import CHANGING, ENDED, LOOKING, NOTHING_KNOWN, Changed, T, TableInfo, WorkingTree, in_the_middle
 from .paging import PageSource, PageWork
 from .reader import ended, not_copied
 from .table import Table, TableView
-from .turn import owner_of
 
 Undo = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
@@ -60,65 +59,45 @@ class WriteTransaction:
     One at a time for each database. Threads: one at a time.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_base",
-        "_grown",
-        "_host",
-        "_next_tree_id",
-        "_savepoint",
-        "_spoilt",
-        "_stamp",
-        "_trees",
-        "_txid",
-        "_views",
-        "durability",
-        "in_step",
-        "is_forsaken",
-        "is_open",
-        "page_work",
-        "step",
-        "thread",
-        "undo",
-    )
+    # No slots: what most transactions never need costs nothing as a default of the class.
+    in_step = 0  # what is under way: see overlay.Owner
+    is_forsaken = False  # aborted by the closing of the database
+    page_work: PageWork | None = None  # None as long as it has not taken or freed any
+    undo: Undo | None = None
+    _grown = 0  # bytes of overlays since the last apply
+    _savepoint: Savepoint | None = None  # the innermost that is open
+    _spoilt: BaseException | None = None  # what stopped a step half-way; it cannot commit after that
+    _stamp = 0  # see `stamp`
+    txid: int  # the number that the commit will have
 
-    def __init__(self, host: Host, durability: str) -> None:
-        """Not for users: `db.write()` makes it. It has to be placed on a commit before it can be used."""
+    def __init__(self, host: Host, durability: str, base: Commit, txid: int) -> None:
+        """Not for users: `db.write()` makes it.
+
+        base     the commit that it begins at; None at its end
+        txid     its number
+        """
+        self.base: Commit | None = base
+        self.txid = txid
+        self._next_tree_id = base.snapshot.next_tree_id
         self.is_open = True  # as long as this holds, it has the writer's seat, if it took it
-        self.is_forsaken = False  # aborted by the closing of the database
         self.thread = threading.get_ident()  # that began it
         self._host = host
         self.durability = durability
-        self.step = threading.RLock()
-        self.in_step = owner_of(self.step)
-        self._stamp = 0  # see `stamp`
         self._trees: dict[str, WorkingTree] = {}
         self._views: dict[Table | str, TableView] = {}
-        self.page_work: PageWork | None = None  # None as long as it has not taken or freed any
-        self._grown = 0  # bytes of overlays since the last apply
-        self._savepoint: Savepoint | None = None  # the innermost that is open
-        self._spoilt: BaseException | None = None  # what stopped a step half-way; it cannot commit after that
-        self.undo: Undo | None = None
 
-    def place(self, base: Commit, txid: int) -> Self:
-        """Let it begin at a commit, and give it its number."""
-        self._next_tree_id = base.snapshot.next_tree_id
-        self._txid = txid
-        self._base: Commit | None = base
-        return self
-
-    @property
-    def txid(self) -> int:
-        """The number that the commit will have."""
-        return self._txid
-
-    @property
-    def base(self) -> Commit:
-        """The commit that it began at. Not for users."""
-        base = self._base
+    def placed(self) -> Commit:
+        """The commit that it begins at. ClosedError after the end. Not for users."""
+        base = self.base
         if base is None:
             raise ended()
         return base
+
+    def place(self, base: Commit, txid: int) -> None:
+        """Let it begin at a commit, and give it its number."""
+        self._next_tree_id = base.snapshot.next_tree_id
+        self.txid = txid
+        self.base = base
 
     @property
     def next_tree_id(self) -> int:
@@ -129,7 +108,7 @@ class WriteTransaction:
     def stamp(self) -> int:
         """What marks the pages of this attempt at the commit; one that ends in the log has none. Not for users."""
         if not self._stamp:
-            self._stamp = make_stamp(self._txid, self._host.new_nonce())
+            self._stamp = make_stamp(self.txid, self._host.new_nonce())
         return self._stamp
 
     # -- tables ----------------------------------------------------------------------------------
@@ -140,7 +119,12 @@ class WriteTransaction:
         view = self._views.get(table)
         if view is None:
             definition = table if isinstance(table, Table) else Table(table, raw=True)
-            tree = self._tree(definition.name)
+            name = definition.name
+            tree = self._trees.get(name)
+            if tree is None:
+                snapshot = self.placed().snapshot
+                new = WorkingTree(name, snapshot.pager, self, snapshot.tables.get(name))
+                tree = self._trees.setdefault(name, new)  # somebody may have come between
             if tree.base is None:
                 self._check_name(definition)
             codecs = tree.codecs
@@ -175,7 +159,7 @@ class WriteTransaction:
         if not self.is_open:
             raise ended()
         trees = self._trees.copy()
-        names = {name for name in self.base.snapshot.tables if name not in trees}
+        names = {name for name in self.placed().snapshot.tables if name not in trees}
         return sorted(names | {name for name, tree in trees.items() if tree.codecs is not None})
 
     def drop(self, table: Table | str) -> None:
@@ -184,36 +168,30 @@ class WriteTransaction:
         raises   NoSuchTableError
         cost     reads the branches and leaves of the table, to free their pages
         """
-        self.refuse_in_step()
-        with self.step:
-            tree = self._existing(table)
-            try:
-                tree.drop()
-            except BaseException as error:
-                self.spoil(error)
-                raise
+        self.step(self._drop, table)
+
+    def _drop(self, table: Table | str) -> None:
+        self._existing(table).drop()
 
     def rename(self, table: Table | str, new_name: str) -> None:
         """Give a table another name; what it holds stays where it is.
 
         raises   NoSuchTableError; ValueError if the new name is taken
         """
-        self.refuse_in_step()
-        with self.step:
-            tree = self._existing(table)
-            definition = Table(new_name)
-            self._check_name(definition)
-            if new_name == tree.name:
-                return
-            target = self._tree(new_name)
-            if target.codecs is not None:
-                raise ValueError(f"cannot rename table {tree.name!r}: there is a table {new_name!r} already")
-            try:
-                self.work().apply(tree)  # the overlay moves as pages; a rename is too rare for anything cleverer
-                tree.move_to(target)
-            except BaseException as error:
-                self.spoil(error)
-                raise
+        self.step(self._rename, table, new_name)
+
+    def _rename(self, table: Table | str, new_name: str) -> None:
+        tree = self._existing(table)
+        definition = Table(new_name)
+        self._check_name(definition)
+        if new_name == tree.name:
+            return
+        target = self._tree(new_name)
+        if target.codecs is not None:
+            raise ValueError(f"cannot rename table {tree.name!r}: there is a table {new_name!r} already")
+        self.in_step = CHANGING
+        self.work().apply(tree)  # the overlay moves as pages; a rename is too rare for anything cleverer
+        tree.move_to(target)
 
     def _existing(self, table: Table | str) -> WorkingTree:
         if not self.is_open:
@@ -229,15 +207,14 @@ class WriteTransaction:
     def _tree(self, name: str) -> WorkingTree:
         tree = self._trees.get(name)
         if tree is None:
-            snapshot = self.base.snapshot
-            new = WorkingTree(name, snapshot.pager, self, snapshot.tables.get(name))
-            tree = self._trees.setdefault(name, new)  # somebody may have come between
+            snapshot = self.placed().snapshot
+            tree = self._trees.setdefault(name, WorkingTree(name, snapshot.pager, self, snapshot.tables.get(name)))
         return tree
 
     def _check_name(self, table: Table) -> None:
         encoded = len(table.name.encode())
         size = encoded + CATALOGUE_ENTRY.size + (len(table.key) if isinstance(table.key, tuple) else 1)
-        page_size = self.base.snapshot.pager.page_size
+        page_size = self.placed().snapshot.pager.page_size
         limit = max_inline_entry(page_size)
         if encoded > max_key_size(page_size) or size > limit:
             raise LimitError(
@@ -297,7 +274,7 @@ class WriteTransaction:
 
     def __del__(self) -> None:
         try:
-            if not self.is_open or self._base is None:
+            if not self.is_open:
                 return
         except AttributeError:
             return  # it was interrupted while it was made
@@ -320,15 +297,29 @@ class WriteTransaction:
         # The trees know the transaction. Left to the collector of cycles, each commit would keep what it began with
         # in memory until that runs, and make it run more often.
         self._trees.clear()
-        self._base = self._spoilt = None
+        self.base = self._spoilt = None
+
+    def step(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function as a step: BusyError for who comes in the middle of another one. Not for users."""
+        if self.in_step:
+            raise in_the_middle()
+        try:
+            self.in_step = LOOKING
+            result = function(*arguments)
+            self.in_step = 0
+        except BaseException as error:
+            stage, self.in_step = self.in_step, 0
+            if stage == CHANGING:
+                self.spoil(error)
+            raise
+        return result
 
     def spoil(self, error: BaseException) -> None:
         """A step was stopped half-way. Not for users."""
         if self._spoilt is None:
             self._spoilt = error
 
-    def check_whole(self) -> None:
-        """Before a commit: raises what stands in its way. Not for users."""
+    def _check_whole(self) -> None:
         if self._savepoint is not None:
             raise RuntimeError("a savepoint is still open; leave its `with` block before the commit")
         error = self._spoilt
@@ -342,7 +333,7 @@ class WriteTransaction:
 
     def refuse_in_step(self) -> None:
         """BusyError if this thread is in the middle of changing it. Not for users."""
-        if self.in_step():
+        if self.in_step:
             raise in_the_middle()
 
     # -- what the trees ask for (overlay.Owner) --------------------------------------------------
@@ -369,11 +360,16 @@ class WriteTransaction:
         """What it does to pages, from now on."""
         work = self.page_work
         if work is None:
-            work = self.page_work = PageWork(self._host.pages, self.base.snapshot.pager, self._txid, self.stamp)
+            work = self.page_work = PageWork(self._host.pages, self.placed().snapshot.pager, self.txid, self.stamp)
         return work
 
     def own_changes(self) -> list[tuple[WorkingTree, Changed]] | None:
-        """What a log record of this transaction would say; None: it did more than to change entries."""
+        """What a log record of this transaction would say; None: it did more than to change entries.
+
+        raises   what stands in the way of a commit
+        """
+        if self._savepoint is not None or self._spoilt is not None:
+            self._check_whole()
         if self.page_work is not None:
             return None
         found = []
@@ -388,7 +384,7 @@ class WriteTransaction:
 
     def apply_snapshot(self) -> None:
         """As `_apply_all`, the changes of earlier commits to other tables too: after that nothing is in overlays."""
-        for name, info in self.base.snapshot.tables.items():
+        for name, info in self.placed().snapshot.tables.items():
             if info.overlay is not None:
                 self._tree(name).changed = True
         self._apply_all()
@@ -401,7 +397,7 @@ class WriteTransaction:
 
     def tables_after(self) -> dict[str, TableInfo] | None:
         """The tables of the new snapshot, or None if nothing has changed."""
-        base = self.base.snapshot.tables
+        base = self.placed().snapshot.tables
         tables: dict[str, TableInfo] | None = None
         for name in self.changed_tables():
             info = self._trees[name].info()
@@ -433,25 +429,23 @@ class Savepoint(AbstractContextManager["Savepoint"]):
         txn = self._transaction
         if not txn.is_open:
             raise ended()
-        txn.refuse_in_step()
-        with txn.step:
-            outer = txn._savepoint
-            while outer is not None:
-                if outer is self:
-                    raise RuntimeError("this savepoint is open already; make another one with txn.savepoint()")
-                outer = outer._outer
-            try:
-                self._outer, self._outer_undo = txn._savepoint, txn.undo
-                self._spoilt = txn._spoilt
-                self._next_tree_id = txn._next_tree_id
-                # None: no pages were taken or freed so far
-                self._freed_count = None if txn.page_work is None else txn.page_work.enter_savepoint()
-                txn.undo = []
-                txn._savepoint = self
-            except BaseException as error:
-                txn.spoil(error)
-                raise
+        txn.step(self._begin, txn)
         return self
+
+    def _begin(self, txn: WriteTransaction) -> None:
+        outer = txn._savepoint
+        while outer is not None:
+            if outer is self:
+                raise RuntimeError("this savepoint is open already; make another one with txn.savepoint()")
+            outer = outer._outer
+        txn.in_step = CHANGING
+        self._outer, self._outer_undo = txn._savepoint, txn.undo
+        self._spoilt = txn._spoilt
+        self._next_tree_id = txn._next_tree_id
+        # None: no pages were taken or freed so far
+        self._freed_count = None if txn.page_work is None else txn.page_work.enter_savepoint()
+        txn.undo = []
+        txn._savepoint = self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -461,27 +455,21 @@ class Savepoint(AbstractContextManager["Savepoint"]):
             return
         if txn._savepoint is not self:
             raise RuntimeError("savepoints have to end in the reverse order of their beginning")
-        txn.refuse_in_step()
-        with txn.step:
-            try:
-                if kind is None:
-                    self._keep(txn)
-                else:
-                    self._undo(txn)
-                txn.undo = self._outer_undo
-                txn._savepoint = self._outer
-            except BaseException as stopped:
+        try:
+            txn.step(self._keep if kind is None else self._undo, txn)
+        finally:
+            if not txn.in_step:  # of somebody whom we have interrupted
                 txn._savepoint, txn.undo = self._outer, self._outer_undo
-                txn.spoil(stopped)
-                raise
 
     def _keep(self, txn: WriteTransaction) -> None:
+        txn.in_step = CHANGING
         if self._outer_undo is not None:
             self._outer_undo.extend(txn.undo or [])
         if txn.page_work is not None and self._freed_count is not None:
             txn.page_work.keep_savepoint()
 
     def _undo(self, txn: WriteTransaction) -> None:
+        txn.in_step = CHANGING
         for take_back, arguments in reversed(txn.undo or []):
             take_back(*arguments)
         txn._next_tree_id = self._next_tree_id

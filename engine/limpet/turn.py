@@ -42,23 +42,22 @@ class Holder(Protocol):
     thread: int  # which began it, by threading.get_ident()
 
 
-class _Place:
-    """One holder in the line of those who have had the seat.
+class _Place(weakref.ref[Holder]):
+    """One holder in the line of those who have had the seat; weak, because one that was forgotten must be collected.
 
-    holder  weak: a transaction that was forgotten must be collected
     after   who came next, under the key 0: `setdefault` says in one step who that is, for good
     """
 
-    __slots__ = ("after", "holder")
+    __slots__ = ("after",)
+    after: dict[int, _Place]
 
-    def __init__(self, holder: Holder | None) -> None:
-        self.holder = None if holder is None else weakref.ref(holder)
-        self.after: dict[int, _Place] = {}
 
-    def sitting(self) -> Holder | None:
-        """The holder, as long as it is open."""
-        holder = None if self.holder is None else self.holder()
-        return holder if holder is not None and holder.is_open else None
+class _Nobody:
+    """Who has the seat at first."""
+
+    __slots__ = ("__weakref__",)
+    is_open = False
+    thread = 0
 
 
 class Seat:
@@ -67,18 +66,24 @@ class Seat:
     There is no lock in it: holders form a line, and who wants the seat goes behind the last, if that is over.
     """
 
-    __slots__ = ("_last", "_waiting")
+    __slots__ = ("_last", "waiting")
 
     def __init__(self) -> None:
-        self._last = _Place(None)  # or one before it: those after it are found from there
-        self._waiting: deque[threading.Lock] = deque()  # bells, in the order of their coming
+        self._last = _Place(_Nobody())  # or one before it: those after it are found from there
+        self._last.after = {}
+        self.waiting: deque[threading.Lock] = deque()  # bells, in the order of their coming
 
     def holder(self) -> Holder | None:
         """Who has it; None if it is free."""
         place = self._last
-        while (holder := place.sitting()) is None and (following := place.after.get(0)) is not None:
+        while True:
+            holder = place()
+            if holder is not None and holder.is_open:
+                return holder
+            following = place.after.get(0)
+            if following is None:
+                return None
             place = following
-        return holder
 
     def take(self, holder: Holder, timeout_s: float | None) -> bool:
         """Let `holder`, which is open, have it; waits until it is free.
@@ -89,6 +94,7 @@ class Seat:
         After an interrupt it may be taken or not: end the holder, and call `ring`
         """
         own = _Place(holder)
+        own.after = {}
         if self._try(own):
             return True
         end = None if timeout_s is None else time.monotonic() + timeout_s
@@ -96,8 +102,8 @@ class Seat:
         bell.acquire()
         try:
             while True:
-                if bell not in self._waiting:
-                    self._waiting.append(bell)
+                if bell not in self.waiting:
+                    self.waiting.append(bell)
                 if self._try(own):
                     return True
                 pause_s = _LOST_RING_S
@@ -107,17 +113,17 @@ class Seat:
                         return False
                 bell.acquire(True, pause_s)
         finally:
-            if bell in self._waiting:
-                self._waiting.remove(bell)
+            if bell in self.waiting:
+                self.waiting.remove(bell)
             elif self.holder() is None:  # it was rung for us, and we do not stay
                 self.ring()
 
     def _try(self, own: _Place) -> bool:
         place = self._last
         while True:
-            sitting = place.sitting()
-            if sitting is not None:
-                if sitting.thread == threading.get_ident():
+            holder = place()
+            if holder is not None and holder.is_open:
+                if holder.thread == threading.get_ident():
                     raise BusyError(
                         "this thread has a write transaction open already; end it, or use a savepoint inside it"
                     )
@@ -129,9 +135,9 @@ class Seat:
 
     def ring(self) -> None:
         """A holder is over: wake the one who waits longest."""
-        if self._waiting:
+        if self.waiting:
             try:
-                self._waiting.popleft().release()
+                self.waiting.popleft().release()
             except (IndexError, RuntimeError):
                 pass  # nobody waits any more, or has not yet heard the ring before
 
@@ -148,13 +154,13 @@ class Turn:
     busy   whether a flush is under way: only a hint that waiting at a bell is better than at the lock
     """
 
-    __slots__ = ("_waiting", "busy", "is_mine", "lock")
+    __slots__ = ("waiting", "busy", "is_mine", "lock")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.is_mine = owner_of(self.lock)
         self.busy = False
-        self._waiting: dict[threading.Lock, Callable[[], bool]] = {}  # in the order of their coming
+        self.waiting: dict[threading.Lock, Callable[[], bool]] = {}  # in the order of their coming
 
     def wait(self, is_served: Callable[[], bool]) -> None:
         """Return when somebody has done it for us, or when it may be our turn: then try the lock."""
@@ -162,21 +168,21 @@ class Turn:
         bell.acquire()
         try:
             while True:
-                self._waiting[bell] = is_served
+                self.waiting[bell] = is_served
                 if not self.busy or is_served() or not bell.acquire(True, _LOST_RING_S):
                     return
         finally:
-            self._waiting.pop(bell, None)
+            self.waiting.pop(bell, None)
 
     def ring(self) -> None:
         """The lock is free again, or will be at once: wake those who are served, and one who may go next."""
-        if not self._waiting:
+        if not self.waiting:
             return
         has_next = False
-        for bell, is_served in list(self._waiting.items()):
+        for bell, is_served in list(self.waiting.items()):
             if is_served() or not has_next:
                 has_next = has_next or not is_served()
-                if self._waiting.pop(bell, None) is not None:
+                if self.waiting.pop(bell, None) is not None:
                     try:
                         bell.release()
                     except RuntimeError:

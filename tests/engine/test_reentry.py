@@ -1,8 +1,8 @@
 """Any code may run between two lines of the engine and use the same database: it works completely or is told BusyError.
 
-A commit from a signal handler ran inside the flush of the commit under way, took a stale predecessor for its record, and
-the file then broke off or lost both rows; a finalizer that only read hung on a lock of its own thread. So every line of
-a call is visited here, with every other call made at it. fuzz/f18_reentry.py goes on where this has no time to.
+A commit from a signal handler ran inside the flush of the commit under way, took a stale predecessor for its record,
+and the file then broke off or lost both rows; a finalizer that only read hung on a lock of its own thread. So every
+line of a call is visited here, with every other call made at it. fuzz/f18_reentry.py goes on where this has no time to.
 """
 
 import errno
@@ -20,13 +20,12 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # the fuzzers are not installed; they lie beside the tests
 
 from fuzz.f18_reentry import (  # noqa: E402 the path comes first
-    CLASS,
     Account,
     exhaust,
     one,
     steady,
 )
-from fuzz.harness import Budget, quiet, run_class  # noqa: E402 the path comes first
+from fuzz.harness import quiet  # noqa: E402 the path comes first
 from fuzz.interruptions import INNERS  # noqa: E402 the path comes first
 from fuzz.oracle import PATH, open_sim, read_all, tuned  # noqa: E402 the path comes first
 from fuzz.reentry import Folder, Helper, outer_spots  # noqa: E402 the path comes first
@@ -41,6 +40,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 PLAIN = [name for name in INNERS if name != "other thread"]  # that one waits for a thread each time
+# Others come to the same lines in much the same way: a third of the lines is enough for these.
+SIMILAR = {"commit os", "hold reader", "stats", "trim", "finalizer that reads", "forgotten reader", "MemoryError"}
 
 
 @pytest.fixture(autouse=True)
@@ -50,22 +51,23 @@ def still() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("inner", PLAIN)
-def test_at_every_line_of_a_commit(inner: str) -> None:
+def test_at_every_line_of_a_commit(inner: str, seed: int) -> None:
     account = Account()
-    exhaust("commit sync", [inner], account)
-    print(account)
-    assert account.states > 200
+    every = 3 if inner in SIMILAR else 1
+    exhaust("commit sync", [inner], account, every=every, first=seed)
+    print(account, f"seed {seed}")
+    assert account.states > 200 // every
     assert account.missed == 0
 
 
 @pytest.mark.parametrize("outer", [name for name in OUTERS if name != "commit sync"])
 def test_at_lines_of_every_call(outer: str, seed: int) -> None:
-    """Small calls: one of the inner calls at each line. Large ones: at every eighth."""
+    """One of the inner calls at each line of the short calls, and at one line of eight of the long ones."""
     account = Account()
-    scarce = 1 if OUTERS[outer].small else 8
-    exhaust(outer, PLAIN, account, every=len(PLAIN) * scarce, first=seed)
+    share = OUTERS[outer].share
+    exhaust(outer, PLAIN, account, every=len(PLAIN) * share, first=seed)
     print(account, f"seed {seed}")
-    assert account.states >= account.lines[outer] // (scarce * 2)
+    assert account.states >= account.lines[outer] // (share * 2)
     assert account.missed <= account.states // 50
 
 
@@ -75,15 +77,6 @@ def test_at_lines_of_calls_on_real_files(outer: str, tmp_path: Path, seed: int) 
     exhaust(outer, PLAIN, account, every=len(PLAIN) * 12, first=seed, folder=Folder(str(tmp_path)))
     print(account, f"seed {seed}")
     assert account.states > 20
-
-
-def test_between_instructions_and_inside_of_inner_calls(seed: int) -> None:
-    """A sample; the collector of cycles may run between two instructions."""
-    budget = Budget(4.0, seed)
-    failure = run_class(CLASS, budget)
-    print(f"{budget.states} inner calls in {budget.spent:.1f} s, seed {seed}, {budget.notes}")
-    assert failure is None, failure
-    assert budget.states > 50
 
 
 @pytest.mark.parametrize("outer", ["commit sync", "commit none", "abort"])
@@ -125,7 +118,9 @@ def test_a_poisoned_database_stays_so() -> None:
 def _interrupted_beside_a_flush(number: int) -> tuple[str, bool]:
     """While this thread syncs, another one's commit is interrupted at its line `number`."""
     disk = SimDisk()
-    main, visits, helpers = threading.get_ident(), [], []
+    main = threading.get_ident()
+    visits: list[VisitNumber] = []
+    helpers: list[Helper] = []
 
     def fail() -> None:
         raise MemoryError
@@ -200,9 +195,11 @@ def test_undone_commits_do_not_fill_the_log() -> None:
         transaction.table("t")[b"a"] = b"1"
     for number in range(60):
         disk.fault = Fault(0, errno.ENOSPC, forever=True, kinds=frozenset({"write"}))
-        with pytest.raises(OSError, match="space"), db.write() as transaction:
-            for key in range(100):
-                transaction.table("t")[b"%d" % key] = b"%d" % number
+        transaction = db.write()
+        for key in range(100):
+            transaction.table("t")[b"%d" % key] = b"%d" % number
+        with pytest.raises(OSError, match="space"):
+            transaction.commit()
         disk.fault = None
     checkpoints = db.stats().checkpoints
     with db.write() as transaction:

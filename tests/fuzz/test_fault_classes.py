@@ -42,7 +42,7 @@ SECONDS = {
     "F15": 2,
     "F16": 4,
     "F17": 4,
-    "F18": 6,
+    "F18": 8,
     "S1": 4,
 }
 KILLS = 320  # some of the doomed processes are through before their call comes
