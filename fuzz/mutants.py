@@ -399,12 +399,8 @@ MUTANTS = (
             Change("limpet.committer:Committer.forked", "self._failure = ClosedError(message)", "pass"),
             Change("limpet.committer:Committer.forked", "self._published = None", "pass"),
             Change("limpet.committer:Committer.forked", "self._forked = True", "pass"),
-            Change("limpet.file:_close_inherited_files", "if descriptor >= 0:", "if False:"),
-            Change(
-                "limpet.file:_close_inherited_files",
-                "descriptor, file._descriptor = file._descriptor, -1",
-                "descriptor = -1",
-            ),
+            Change("limpet.file:_close_inherited_files", "owner._handle = None", "pass"),
+            Change("limpet.file:_close_inherited_files", "handle.close()", "pass"),
         ),
     ),
     Mutant(

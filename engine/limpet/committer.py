@@ -74,7 +74,7 @@ from .format import (
 )
 from .free_space import FreeSpace, MapBefore, Pending, load_map
 from .log import Log, Replay, decode_changes, encode_changes, region_size
-from .opening import write_holder
+from .opening import warn_if_lost, write_holder
 from .overlay import Changed, Overlay, TableInfo, WorkingTree
 from .pager import Pager
 from .recovery import load_tables, recover
@@ -873,6 +873,7 @@ class Committer:
         except BaseException as error:
             self._poison(error)
             raise
+        warn_if_lost(self._file)
 
     def _write_mark(self) -> None:
         """The newest checkpoint once more, marked as closed cleanly: only a meta is written, so both say the same.

@@ -10,14 +10,24 @@ import weakref
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from .backup import Progress, create_beside, first_meta, initialise, new_header, put_in_place, write_copy
+from .backup import (
+    Progress,
+    check_replaceable,
+    create_beside,
+    first_meta,
+    initialise,
+    new_header,
+    put_in_place,
+    remove_quietly,
+    write_copy,
+)
 from .check import Report, check_commit
 from .checksum import KIND_NUMBERS, default_kind
 from .committer import DURABILITIES, SYNC, Committer
 from .errors import BusyError, ClosedError, LockedError, ReadOnlyError
 from .file import File, FileSystem, MemoryFile, OSFileSystem
 from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Txid, valid_page_size
-from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file, remove_quietly
+from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file, warn_if_lost
 from .recovery import read_log
 from .transaction import ReadTransaction, Snapshot, WriteTransaction
 
@@ -326,26 +336,24 @@ class Database(Committer):
         path       appears only when it is whole and synced
         overwrite  replace what is at `path`; else FileExistsError
         progress   called now and then with (entries written, entries in all)
-        raises     CorruptError if a page of the commit is damaged: the backup then does not appear
+        raises     ValueError if that is this database, by whatever name; LockedError if it is another one that
+                   somebody has open; CorruptError if a page of the commit is damaged. The backup then does not appear
         cost       reads all live pages; while it runs, their space cannot be used again
         """
         name = os.fspath(path)
         if name == MEMORY:
             raise ValueError(f"a backup is a file; {MEMORY!r} is none")
         target = self._file_system.resolve(name)
-        if target == self._path:
-            raise ValueError(f"a backup cannot replace the database itself ({target}); compact() rewrites it in place")
-        if not overwrite and self._file_system.exists(target):
-            raise FileExistsError(
-                17, "the backup would replace a file; choose another name or pass overwrite=True", target
-            )
+        check_replaceable(self._file_system, self._file, self._path, target, overwrite=overwrite)
         with self.read() as transaction:
             snapshot = transaction._snapshot
             file = self._write_copy(snapshot, target, progress)
             try:
+                check_replaceable(self._file_system, self._file, self._path, target, overwrite=overwrite)
                 put_in_place(self._file_system, file, target, overwrite=overwrite)
             except BaseException:
-                remove_quietly(self._file_system, file.path)
+                if file.path != target:
+                    remove_quietly(self._file_system, file.path)
                 raise
             finally:
                 file.close()
@@ -377,7 +385,9 @@ class Database(Committer):
                     try:
                         self._check_at_path()
                         if not file.try_lock(exclusive=True):
-                            raise LockedError(f"{file.path}: locked by another process as soon as it was made")
+                            raise LockedError(
+                                f"{self._path}: the new file was locked by another process as soon as it was made"
+                            )
                         replacing = True
                         put_in_place(self._file_system, file, self._path, overwrite=True)
                     except BaseException as error:
@@ -464,6 +474,7 @@ class Database(Committer):
                 if self._failure is None and not self._read_only:
                     self._flush_locked(self._tip.txid, SYNC)
                     self._close_cleanly()
+                    warn_if_lost(self._file)
             finally:
                 self._failure = self._failure or ClosedError(f"the database {self._path} is closed; open it again")
                 self._published = None

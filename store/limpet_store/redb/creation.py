@@ -8,8 +8,10 @@ earlier attempt. Where folders cannot be locked, the file's own lock and the exc
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -22,6 +24,8 @@ from .source import lock
 logger = logging.getLogger("limpet_store")
 
 SUFFIX: Final = ".import"
+_NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY})
+_NO_HARD_LINKS: Final = _NOT_SUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # of this file system
 SHOWN_ERRORS: Final = 5
 
 
@@ -38,14 +42,19 @@ def create(
     open_store    opens a store at a path (`Store.open`, with what options it takes)
     lock_timeout  seconds to wait for another process that is doing the same
     returns       the account; the store is closed
-    raises        FileExistsError: there is something at `path` already; LockedError; CorruptError: the old file is
-                  damaged, or the new one does not verify; otherwise as `import_redb`
+    raises        FileExistsError: there is something at `path` already, or the old file is where the new one would be
+                  made; LockedError; CorruptError: the old file is damaged, or the new one does not verify; otherwise
+                  as `import_redb`
     """
     name = os.fspath(path)
     part = name + SUFFIX
     with _folder(os.path.dirname(name) or ".", lock_timeout) as fd:
         if os.path.lexists(name):
             raise FileExistsError(17, "there is something already, nothing was imported", name)
+        if _is_same(part, source.path):
+            raise FileExistsError(
+                errno.EEXIST, "the old file is where the new one would be made; give one of them another name", part
+            )
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
         try:
@@ -56,12 +65,14 @@ def create(
                     raise CorruptError(f"the new store does not verify: {'; '.join(found.errors[:SHOWN_ERRORS])}")
                 store.database.flush()
             _give_name(part, name)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(part)
+            if isinstance(error, OSError) and error.filename == os.path.realpath(part):  # nobody has asked for that one
+                raise OSError(error.errno, error.strerror, name) from error
             raise
         if fd is not None:
-            os.fsync(fd)
+            _sync_folder(fd)
     return report
 
 
@@ -113,19 +124,39 @@ def log(report: RedbImport) -> None:
 def _give_name(part: str, name: str) -> None:
     try:
         os.link(part, name)  # unlike a rename it never replaces anything
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links; the folder's lock stands in
-        os.rename(part, name)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        os.rename(part, name)  # the folder's lock stands in
     else:
         os.unlink(part)
 
 
 def _drop_second_name(name: str) -> None:
-    """A crash between the two steps of `_give_name` leaves the finished file with both names."""
+    """A crash between the two steps of `_give_name` leaves the finished file with both names.
+
+    A symbolic link from one to the other is no second name: without what it points to, nothing would be left.
+    """
     with contextlib.suppress(OSError):
-        if os.path.samefile(name + SUFFIX, name):
+        first, second = os.lstat(name), os.lstat(name + SUFFIX)
+        if stat.S_ISREG(first.st_mode) and os.path.samestat(first, second):
             os.unlink(name + SUFFIX)
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether both paths lead to one file, whatever way."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def _sync_folder(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:  # some file systems have nothing to sync there
+            raise
 
 
 @contextlib.contextmanager

@@ -149,7 +149,9 @@ else:
                     return waited_s
                 time.sleep(min(_POLL_S, timeout - waited_s))
             except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF):
+                # EBADF: a folder on NFS, which cannot be opened for writing. ENOLCK is not one of them: no more locks
+                # does not mean that redb has none.
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
                     raise
                 return None
             else:
