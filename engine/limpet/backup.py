@@ -70,16 +70,18 @@ def _temporary_name(path: str) -> str:
     return f"{path}.{random_bytes(4).hex()}.new"
 
 
-def create_beside(file_system: FileSystem, path: str, like: File | None = None) -> File:
+def create_beside(file_system: FileSystem, path: str, like: File | None = None, *, will_be_used: bool = True) -> File:
     """A new file to be built beside `path`: locked, and for its owner alone, or for those who may read `like`.
 
     What earlier ones have left there is removed first.
 
+    will_be_used  who builds it goes on to use it under its name, and so has an exclusive lock; else it has a shared
+                  one, which is enough against those who look for leftovers
     raises   OSError, which names `path`, here and in whatever is done with the file until it has that name
     """
     remove_leftovers(file_system, path)
     with _said_of(path):
-        file = _create_locked(file_system, path)
+        file = _create_locked(file_system, path, exclusive=will_be_used)
     try:
         if like is not None:
             file.copy_mode(like)
@@ -90,11 +92,11 @@ def create_beside(file_system: FileSystem, path: str, like: File | None = None) 
     return file
 
 
-def _create_locked(file_system: FileSystem, path: str) -> File:
+def _create_locked(file_system: FileSystem, path: str, *, exclusive: bool) -> File:
     for _ in range(_TRIES):
         file = file_system.create(_temporary_name(path), built_for=path)
         try:
-            if file.try_lock(exclusive=True) and file.is_at_path():
+            if file.try_lock(exclusive=exclusive) and file.is_at_path():
                 return file
         except OSError:  # there are no locks here; then nobody can take it for a leftover either
             return file

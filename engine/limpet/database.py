@@ -442,7 +442,7 @@ class Database(Committer):
             transaction.abort()
 
     def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
-        file = create_beside(self._file_system, target, self._file)
+        file = create_beside(self._file_system, target, self._file, will_be_used=target == self._path)
         try:
             write_copy(snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress)
         except BaseException:

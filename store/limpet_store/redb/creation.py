@@ -108,8 +108,10 @@ def move_in(
         logger.info("first start: importing %s into %s", old, path)
         try:
             report = create(source, path, open_store, lock_timeout=lock_timeout)
-        except FileExistsError:  # another process was quicker
-            return None
+        except FileExistsError:
+            if os.path.lexists(path):
+                return None  # another process was quicker
+            raise
     log(report)
     return report
 
