@@ -94,7 +94,10 @@ def create_beside(file_system: FileSystem, path: str, like: File | None = None, 
 
 def _create_locked(file_system: FileSystem, path: str, *, exclusive: bool) -> File:
     for _ in range(_TRIES):
-        file = file_system.create(_temporary_name(path), built_for=path)
+        try:
+            file = file_system.create(_temporary_name(path), built_for=path)
+        except LockedError:
+            continue  # as below, in another thread
         try:
             if file.try_lock(exclusive=exclusive) and file.is_at_path():
                 return file

@@ -195,6 +195,16 @@ def test_what_a_killed_creation_leaves_is_removed_by_the_next_opening(tmp_path: 
     assert left >= 3
 
 
+def test_the_second_name_of_a_finished_file_is_removed(tmp_path: Path) -> None:
+    """What dies between giving a file its name and taking the other one away leaves it with both."""
+    path = tmp_path / "app.limpet"
+    with limpet.open(path) as db:
+        put(db, 1)
+    os.link(path, tmp_path / "app.limpet.01234567.new")
+    assert numbers(path) == [1]
+    assert os.listdir(tmp_path) == ["app.limpet"]
+
+
 def test_nothing_else_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "app.limpet"
     limpet.open(path).close()
@@ -213,6 +223,7 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     (tmp_path / "app.limpet.bbbbbbbb.new").mkdir()
     (tmp_path / "app.limpet.cccccccc.new").symlink_to(tmp_path / "b")
+    kept = set(os.listdir(tmp_path))
     system = OSFileSystem()
     building = create_beside(system, str(path))  # by this process,
     code = (
@@ -228,18 +239,18 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             theirs = Path(process.stdout.readline().strip())
-            before = set(os.listdir(tmp_path))
+            before = kept | {theirs.name, Path(building.path).name}
+            assert set(os.listdir(tmp_path)) == before
             limpet.open(path, read_only=True).close()
             with limpet.open(path) as db:
                 put(db, 1)
                 db.compact()
             assert set(os.listdir(tmp_path)) == before
-            assert theirs.name in before
         finally:
             process.kill()
     building.close()
     limpet.open(path).close()
-    assert set(os.listdir(tmp_path)) == before - {theirs.name, Path(building.path).name}
+    assert set(os.listdir(tmp_path)) == kept
 
 
 def test_a_builder_whose_file_was_taken_for_a_leftover_makes_another_one(
@@ -261,6 +272,27 @@ def test_a_builder_whose_file_was_taken_for_a_leftover_makes_another_one(
     assert numbers(Path(path)) == [1]
     assert os.listdir(tmp_path) == ["app.limpet"]
     assert taken
+
+
+def test_a_builder_whose_file_another_thread_is_looking_at_makes_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter = file_module._enter
+    looking: list[file_module.File] = []
+
+    def late(file: file_module.OSFile) -> str | None:
+        if not looking:  # the other one comes between creation and registry
+            monkeypatch.undo()
+            looking.append(OSFileSystem().open(file.path, writable=True))
+        return enter(file)
+
+    monkeypatch.setattr(file_module, "_enter", late)
+    path = tmp_path / "app.limpet"
+    with limpet.open(path) as db:
+        put(db, 1)
+    looking[0].close()
+    assert numbers(path) == [1]
+    assert os.listdir(tmp_path) == ["app.limpet"]
 
 
 def test_openings_and_backups_of_many_threads_do_not_remove_each_others_files(tmp_path: Path, seed: int) -> None:

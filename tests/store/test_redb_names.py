@@ -24,7 +24,7 @@ def old_content() -> bytes:
 
 
 def test_the_old_file_is_never_removed_whatever_it_is_called(tmp_path: Path, old_content: bytes) -> None:
-    """An old file with the name that the new one has while it is made was taken for what a crash had left, and removed."""
+    """An old file that had the name of the new one in the making was taken for what a crash had left, and removed."""
     path, old = tmp_path / "data.limpet", tmp_path / "data.limpet.import"
     old.write_bytes(old_content)
     with pytest.raises(FileExistsError, match="the old file is where the new one would be made"):
