@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from limpet import ClosedError
 from limpet_store import Store
 from limpet_store.redb import RedbFile, creation
+from limpet_store.redb.source import FileSource
 
 OLD = Path(__file__).parents[1] / "data" / "redb" / "v3-small.redb.xz"
 
@@ -129,3 +131,28 @@ def test_a_new_store_is_its_owners_alone_and_a_backup_is_like_it(tmp_path: Path,
         assert modes == [0o600, 0o660, 0o600, 0o660]
     finally:
         os.umask(mask)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="reads seek there")
+def test_a_read_that_is_under_way_when_the_old_file_is_closed_is_completed(
+    tmp_path: Path, old_content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close() closed the descriptor under a reader in another thread: EBADF, or the bytes of another file."""
+    old = tmp_path / "data.redb"
+    old.write_bytes(old_content)
+    source = FileSource(old)
+    read = os.pread
+    theirs: list[int] = []
+
+    def closing(fd: int, size: int, offset: int) -> bytes:
+        if not theirs:
+            source.close()
+            (tmp_path / "theirs").write_bytes(b"of somebody else" * 100)
+            theirs.append(os.open(tmp_path / "theirs", os.O_RDONLY))
+        return read(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", closing)
+    assert source.read(0, 100) == old_content[:100]
+    with pytest.raises(ClosedError):
+        source.read(0, 100)
+    os.close(theirs[0])
