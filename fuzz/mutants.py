@@ -374,7 +374,7 @@ MUTANTS = (
     Mutant(
         "a mapped page is touched behind the end of the file",
         ("F9",),
-        (Change("limpet.file:OSFile.page", "if self.size() < end:", "if False:"),),
+        (Change("limpet.file:OSFile.page", "if _size_of(handle.descriptor, 0, _END) < end:", "if False:"),),
     ),
     Mutant(
         "the store forgets an index",
