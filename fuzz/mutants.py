@@ -379,7 +379,7 @@ MUTANTS = (
     Mutant(
         "a mapped page is touched behind the end of the file",
         ("F9",),
-        (Change("limpet.file:OSFile.page", "if self.size() < end:", "if False:"),),
+        (Change("limpet.file:OSFile.page", "if _size_of(handle.descriptor, 0, _END) < end:", "if False:"),),
     ),
     Mutant(
         "the store forgets an index",
@@ -407,12 +407,8 @@ MUTANTS = (
                 "pass",
             ),
             Change("limpet.committer:Committer.forked", "self.forked_child = True", "pass"),
-            Change("limpet.file:_close_inherited_files", "if descriptor >= 0:", "if False:"),
-            Change(
-                "limpet.file:_close_inherited_files",
-                "descriptor, file._descriptor = file._descriptor, -1",
-                "descriptor = -1",
-            ),
+            Change("limpet.file:_close_inherited_files", "owner._handle = None", "pass"),
+            Change("limpet.file:_close_inherited_files", "handle.close()", "pass"),
         ),
     ),
     Mutant(

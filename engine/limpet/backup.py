@@ -2,24 +2,31 @@
 
 The new file is written front to back: each table's entries in key order into full leaves, the
 branches over them as they fill. Every page read on the way is verified. The file appears under
-its name only when it is whole and synced, so a crash leaves at most a `.new` file behind.
+its name only when it is whole and synced, so a crash leaves at most a `.new` file behind. Who builds
+one holds its lock; so the next one to build at that path, or to open what is there, knows which of
+them nobody is building any more, and removes those.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
+import re
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 from .codecs import describe_key
-from .errors import CorruptError
+from .errors import CorruptError, LimpetError, LockedError
 from .file import File, FileSystem, random_bytes
 from .format import (
     CATALOGUE_TREE,
     FIRST_NODE_PGNO,
+    MAGIC,
     META_PGNOS,
     CatalogueEntry,
     Header,
@@ -49,26 +56,136 @@ from .node import (
 from .overlay import SnapshotTree, TableInfo, named
 from .pager import Pager
 
+_log = logging.getLogger("limpet")
+
 Progress = Callable[[int, int], None]
 
 _BUFFERED = 256  # pages gathered before they are written
+_TRIES = 10  # to lock a file that was just made under a name that nobody knows
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.new")  # what `_temporary_name` puts behind a path
 
 
-def temporary_name(path: str) -> str:
+def _temporary_name(path: str) -> str:
     """Where a file is built before it gets its name: beside it, on the same file system."""
     return f"{path}.{random_bytes(4).hex()}.new"
 
 
-def create_beside(file_system: FileSystem, path: str, like: File) -> File:
-    """A new file to be built beside `path`, which those may read who may read `like`."""
-    file = file_system.create(temporary_name(path))
+def create_beside(file_system: FileSystem, path: str, like: File | None = None, *, will_be_used: bool = True) -> File:
+    """A new file to be built beside `path`: locked, and for its owner alone, or for those who may read `like`.
+
+    What earlier ones have left there is removed first.
+
+    will_be_used  who builds it goes on to use it under its name, and so has an exclusive lock; else it has a shared
+                  one, which is enough against those who look for leftovers
+    raises   OSError, which names `path`, here and in whatever is done with the file until it has that name
+    """
+    remove_leftovers(file_system, path)
+    with _said_of(path):
+        file = _create_locked(file_system, path, exclusive=will_be_used)
     try:
-        file.copy_mode(like)
+        if like is not None:
+            file.copy_mode(like)
     except BaseException:
         file.close()
-        file_system.remove(file.path)
+        remove_quietly(file_system, file.path)
         raise
     return file
+
+
+def _create_locked(file_system: FileSystem, path: str, *, exclusive: bool) -> File:
+    for _ in range(_TRIES):
+        try:
+            file = file_system.create(_temporary_name(path), built_for=path)
+        except LockedError:
+            continue  # as below, in another thread
+        try:
+            if file.try_lock(exclusive=exclusive) and file.is_at_path():
+                return file
+        except OSError:  # there are no locks here; then nobody can take it for a leftover either
+            return file
+        except BaseException:
+            file.close()
+            remove_quietly(file_system, file.path)
+            raise
+        file.close()  # somebody came between creation and lock, and has taken it for a leftover
+        remove_quietly(file_system, file.path)
+    raise LockedError(f"{path}: the new file was locked by another process as soon as it was made")
+
+
+def remove_leftovers(file_system: FileSystem, path: str, own: File | None = None) -> None:
+    """Remove the files that were to get the name `path`, and whose builders have died. If that fails, they stay.
+
+    own      the file at `path`, open: a builder that died between giving it its name and taking the other one away
+             has left it with both
+    cost     a look at each name in the folder, 0.4 us
+    """
+    try:
+        names = file_system.beside(path)
+    except OSError as error:
+        _log.debug("%s: could not look for what was left beside it: %s", path, error)
+        return
+    for name in names:
+        if not _TEMPORARY.fullmatch(name, len(path)):
+            continue
+        try:
+            if own is not None and own.is_at(name):
+                file_system.remove(name)
+            else:
+                _remove_leftover(file_system, name)
+        except (OSError, LimpetError) as error:  # LockedError: this process is building it
+            _log.debug("%s: left behind (%s)", name, error)
+
+
+def _remove_leftover(file_system: FileSystem, name: str) -> None:
+    file = file_system.open(name, writable=True)
+    try:
+        head = file.read(0, len(MAGIC))
+        is_ours = head == MAGIC or not head.strip(b"\0")  # zeros come first
+        if is_ours and file.try_lock(exclusive=True) and file.is_at_path():
+            file_system.remove(name)
+            _log.info("%s: removed; the process that was writing it has died", name)
+    finally:
+        file.close()
+
+
+def remove_quietly(file_system: FileSystem, path: str) -> None:
+    """Remove a file that nobody needs; if that fails, it stays."""
+    try:
+        file_system.remove(path)
+    except OSError as error:
+        _log.debug("%s: left behind (%s)", path, error)
+
+
+@contextmanager
+def _said_of(path: str) -> Iterator[None]:
+    """Whatever the system says inside is said of this path: nobody has asked for the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def check_replaceable(file_system: FileSystem, own: File, own_path: str, target: str, *, overwrite: bool) -> None:
+    """Whether a backup may appear at `target`. To be asked once more just before it does.
+
+    own      the file of the database, whose path, links followed, is `own_path`
+    raises   ValueError: that is what is there, perhaps by another name; LockedError: it is another database that
+             somebody has open, and what they commit would be lost with it; FileExistsError
+    """
+    if target == own_path or own.is_at(target):
+        raise ValueError(
+            f"a backup cannot replace the database itself ({target} is {own_path}); compact() rewrites it in place"
+        )
+    if not overwrite:
+        if file_system.exists(target):
+            raise FileExistsError(
+                errno.EEXIST, "the backup would replace a file; choose another name or pass overwrite=True", target
+            )
+    elif file_system.is_held(target):
+        raise LockedError(
+            f"{target}: the backup would replace a file that is open as a database, and what is committed to that from "
+            "then on would be lost; close it first, or choose another name"
+        )
 
 
 def initialise(file: File, header: Header, meta: Meta) -> None:
@@ -179,11 +296,12 @@ def _report(progress: Progress | None, before: int, total: int, count: int) -> N
 def put_in_place(file_system: FileSystem, file: File, path: str, *, overwrite: bool) -> None:
     """Give a finished, synced file its name and make the name durable."""
     file.sync_all()  # some file systems (ext4 with data=journal) report a failed sync with the next one
-    if overwrite:
-        file_system.replace(file.path, path)
-    else:
-        file_system.link(file.path, path)
-    file.path = path
+    with _said_of(path):
+        if overwrite:
+            file_system.replace(file.path, path)
+        else:
+            file_system.link(file.path, path)
+    file.path, file.built_for = path, None
     file_system.sync_directory(path)
 
 

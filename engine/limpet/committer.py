@@ -61,7 +61,7 @@ from .errors import BusyError, ClosedError, CorruptError, LimpetError, ReadOnlyE
 from .file import File, on_fork, random_bytes
 from .format import FIRST_NODE_PGNO, HEADER_SIZE, KNOWN_READ_ONLY, Header, Meta, Pgno, decode_header, max_key_size
 from .log import Log, LogEnd, Replay, decode_changes, encode_changes
-from .opening import write_holder
+from .opening import warn_if_lost, write_holder
 from .overlay import CHANGING, Changed, Overlay, TableInfo, WorkingTree
 from .pager import Pager
 from .paging import PageWork
@@ -536,6 +536,7 @@ class Committer:
         self.counts.checkpoints += 1
         self.counts.syncs += 1
         books.pager.discard(stale)
+        warn_if_lost(books.file)
 
     def _write_mark(self) -> None:
         """The newest checkpoint once more, marked as closed cleanly: only a meta is written, so both say the same.
@@ -608,6 +609,7 @@ class Committer:
             if chain.failure is None and not self.read_only:
                 self.flush_in_turn()
                 self._close_cleanly()
+                warn_if_lost(self.books.file)
         finally:
             if not isinstance(chain.failure, LimpetError):
                 closed = ClosedError(f"the database {self.path} is closed; open it again")

@@ -9,7 +9,17 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from .backup import Progress, create_beside, first_meta, initialise, new_header, put_in_place, write_copy
+from .backup import (
+    Progress,
+    check_replaceable,
+    create_beside,
+    first_meta,
+    initialise,
+    new_header,
+    put_in_place,
+    remove_quietly,
+    write_copy,
+)
 from .chain import DURABILITIES, SYNC
 from .check import Report, check_commit
 from .checksum import KIND_NUMBERS, default_kind
@@ -18,7 +28,7 @@ from .errors import ClosedError, LockedError
 from .file import File, FileSystem, MemoryFile, OSFileSystem
 from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Txid, valid_page_size
 from .head import check_head
-from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file, remove_quietly
+from .opening import DEFAULT_LOCK_TIMEOUT_S, open_file
 from .reader import ReadTransaction
 from .recovery import read_log
 from .snapshot import Snapshot
@@ -330,27 +340,26 @@ class Database:
         path       appears only when it is whole and synced
         overwrite  replace what is at `path`; else FileExistsError
         progress   called now and then with (entries written, entries in all)
-        raises     CorruptError if a page of the commit is damaged: the backup then does not appear
+        raises     ValueError if that is this database, by whatever name; LockedError if it is another one that
+                   somebody has open; CorruptError if a page of the commit is damaged. The backup then does not appear
         cost       reads all live pages; while it runs, their space cannot be used again
         """
         name = os.fspath(path)
         if name == MEMORY:
             raise ValueError(f"a backup is a file; {MEMORY!r} is none")
         target = self._file_system.resolve(name)
-        if target == self.path:
-            raise ValueError(f"a backup cannot replace the database itself ({target}); compact() rewrites it in place")
-        if not overwrite and self._file_system.exists(target):
-            raise FileExistsError(
-                errno.EEXIST, "the backup would replace a file; choose another name or pass overwrite=True", target
-            )
+        own = self._committer.books.file
+        check_replaceable(self._file_system, own, self.path, target, overwrite=overwrite)
         with self.read() as transaction:
             snapshot = transaction._snapshot
             assert snapshot is not None
             file = self._write_copy(snapshot, target, progress)
             try:
+                check_replaceable(self._file_system, own, self.path, target, overwrite=overwrite)
                 put_in_place(self._file_system, file, target, overwrite=overwrite)
             except BaseException:
-                remove_quietly(self._file_system, file.path)
+                if file.path != target:
+                    remove_quietly(self._file_system, file.path)
                 raise
             finally:
                 file.close()
@@ -396,7 +405,7 @@ class Database:
         try:
             self._check_at_path()
             if not file.try_lock(exclusive=True):
-                raise LockedError(f"{file.path}: locked by another process as soon as it was made")
+                raise LockedError(f"{self.path}: the new file was locked by another process as soon as it was made")
             prepared = committer.prepare_switch(file)
             put_in_place(self._file_system, file, self.path, overwrite=True)
         except BaseException as error:
@@ -449,7 +458,7 @@ class Database:
             committer.turn.ring()
 
     def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
-        file = create_beside(self._file_system, target, self._committer.books.file)
+        file = create_beside(self._file_system, target, self._committer.books.file, will_be_used=target == self.path)
         try:
             write_copy(snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress)
         except BaseException:

@@ -19,6 +19,7 @@ Sources: proc_pid_fdinfo(5), proc_pid_mountinfo(5), statfs(2) and the kernel's l
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable
@@ -104,6 +105,8 @@ def _kind_by_magic(descriptor: int) -> str | None:
 
 _KEEP_SIZE = 1  # linux/falloc.h
 _PUNCH_HOLE = 2
+# What the kernel says where there are no holes: not on this file system, not in this kind of file, not allowed here.
+_NO_HOLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EPERM, errno.ETXTBSY})
 
 
 def punch_hole(descriptor: int, offset: int, size: int) -> bool:
@@ -111,12 +114,20 @@ def punch_hole(descriptor: int, offset: int, size: int) -> bool:
 
     offset, size  in bytes; the file system rounds inwards to its blocks
     returns       False where that is not possible: not Linux, without `cffi`, on a file system that cannot
+    raises        OSError if the file system can, and failed
     source        fallocate(2)
     """
     library = _libc() if sys.platform.startswith("linux") else None
     if library is None:
         return False
-    return bool(library[1].fallocate64(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size) == 0)
+    ffi, libc = library
+    while libc.fallocate64(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size) != 0:
+        number = ffi.errno
+        if number in _NO_HOLES:
+            return False
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return True
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 
-from .backup import first_meta, initialise, new_header, put_in_place, temporary_name
+from .backup import create_beside, first_meta, initialise, new_header, put_in_place, remove_leftovers, remove_quietly
 from .errors import FormatError
 from .file import File, FileSystem, describe_process, is_another_process, wait_for_lock
 from .format import HEADER_SIZE, HOLDER_PGNO, Header, decode_header
@@ -40,6 +40,8 @@ def open_file(
                 holder=lambda: read_holder(file),  # noqa: B023 used before the next round
             )
             if file.is_at_path():
+                if not read_only:
+                    remove_leftovers(file_system, path, file)
                 return file
         except BaseException:
             file.close()
@@ -49,8 +51,8 @@ def open_file(
 
 def create_file(file_system: FileSystem, path: str, header: Header) -> None:
     """Make an empty database appear under its name, whole."""
-    temporary = temporary_name(path)
-    file = file_system.create(temporary)
+    file = create_beside(file_system, path)
+    temporary = file.path
     try:
         initialise(file, header, first_meta())
         file.sync_all()
@@ -64,12 +66,22 @@ def create_file(file_system: FileSystem, path: str, header: Header) -> None:
         file.close()
 
 
-def remove_quietly(file_system: FileSystem, path: str) -> None:
-    """Remove a file that nobody needs; if that fails, it stays."""
+def warn_if_lost(file: File) -> None:
+    """Say so in the log if the path does not name this file any more: what is written to it may be lost.
+
+    cost     one call of the system, 2 us
+    """
     try:
-        file_system.remove(path)
+        if file.is_at_path():
+            return
     except OSError as error:
-        _log.debug("%s: left behind (%s)", path, error)
+        _log.debug("%s: could not see whether it is still there: %s", file.path, error)
+        return
+    _log.warning(
+        "%s: was removed, moved or replaced while it was open. Commits still go to the file that was opened, and are "
+        "lost with it when it is closed, unless it has another name; Database.backup() to another path saves them",
+        file.path,
+    )
 
 
 def read_holder(file: File) -> str | None:

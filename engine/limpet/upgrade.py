@@ -1,7 +1,7 @@
 """Bringing a file of an older format up to date.
 
     1  the old file is locked, so that nobody else has it, and read from the disk
-    2  a copy of it is kept as <path>.v1.bak, unless there is one already: that is never touched
+    2  a copy of it is kept as <path>.v1.bak, unless there is a file of that name already: that is never touched
     3  its tables are written into a new file beside it
     4  the new file is synced, read again by the code that will read it from now on, and compared
     5  it takes the old one's place, by one rename, which is made durable
@@ -12,6 +12,7 @@ again, or finds nothing to do. Nothing is ever written to the old file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from .backup import Progress, TableSource, create_beside, new_header, put_in_place, write_tables
+from .backup import Progress, TableSource, create_beside, new_header, put_in_place, remove_quietly, write_tables
 from .codecs import describe_key
 from .errors import CorruptError, FormatError, LimpetError, LockedError, UpgradeRequiredError
 from .file import File, FileSystem, OSFileSystem, wait_for_lock
@@ -76,7 +77,8 @@ def upgrade(
     lock_timeout  seconds to wait for another process to let go of the file
     progress      called now and then with (steps done, steps in all); not with in_child
     raises        LockedError if another process, or this one, has the file open; CorruptError if it is
-                  damaged; OSError. The file is then as it was
+                  damaged; FileExistsError if <path>.v1.bak is a symbolic link to the file itself; OSError. The
+                  file is then as it was
     cost          reads the old file, and writes and reads the new one: about 20 MB a second
     """
     name = os.fspath(path)
@@ -179,10 +181,17 @@ def _open_locked(file_system: FileSystem, path: str, timeout_s: float) -> File |
 
 def _keep(file_system: FileSystem, file: File, target: str) -> str:
     """Copy the old file to `target`, whole or not at all, unless there is a file of that name."""
+    if file.is_at(target) and file_system.resolve(target) != target:  # a hard link would keep it
+        raise FileExistsError(
+            errno.EEXIST,
+            f"a symbolic link to {file.path} itself, where the original is to be kept; remove it first",
+            target,
+        )
     if file_system.exists(target):
         _log.info("%s is there already and stays as it is", target)
         return target
     copy = create_beside(file_system, target, file)
+    temporary = copy.path
     try:
         size = file.size()
         for at in range(0, size, _CHUNK):
@@ -190,9 +199,10 @@ def _keep(file_system: FileSystem, file: File, target: str) -> str:
         copy.sync_all()
         put_in_place(file_system, copy, target, overwrite=False)
     except FileExistsError:
-        file_system.remove(copy.path)
+        remove_quietly(file_system, temporary)
     except BaseException:
-        _remove_quietly(file_system, copy.path, target)
+        if copy.path != target:
+            remove_quietly(file_system, temporary)
         raise
     finally:
         copy.close()
@@ -230,15 +240,16 @@ def _replace(
         found = _digest_of(target, path, lambda done: report(1, done))
         if found != digest.digest():
             raise CorruptError(
-                f"{target.path}: the new file does not hold what the old one holds; the old one stays in place",
+                f"{path}: the new file does not hold what the old one holds; the old one stays in place",
                 expected=digest.hexdigest(),
                 found=found.hex(),
             )
         if not target.try_lock(exclusive=True):
-            raise LockedError(f"{target.path}: locked by another process as soon as it was made")
+            raise LockedError(f"{path}: the new file was locked by another process as soon as it was made")
         put_in_place(file_system, target, path, overwrite=True)
     except BaseException:
-        _remove_quietly(file_system, target.path, path)
+        if target.path != path:
+            remove_quietly(file_system, target.path)
         raise
     finally:
         target.close()
@@ -284,16 +295,6 @@ def _digest_of(file: File, path: str, report: Callable[[int], None]) -> bytes:
             if not done & 0x3FF:
                 report(done)
     return digest.digest()
-
-
-def _remove_quietly(file_system: FileSystem, name: str, path: str) -> None:
-    """Remove a temporary file, unless it has got its name."""
-    if name == path:
-        return
-    try:
-        file_system.remove(name)
-    except OSError as error:
-        _log.debug("%s: left behind (%s)", name, error)
 
 
 # -- in a process of its own ---------------------------------------------------------------------

@@ -8,7 +8,10 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Final
+
+_NOT_SUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY})
+_NO_HARD_LINKS: Final = _NOT_SUPPORTED | {errno.EPERM, errno.EACCES, errno.EMLINK}  # of this file system
 
 
 @contextlib.contextmanager
@@ -50,9 +53,9 @@ def give_name(part: str, name: str) -> None:
     """Give a finished file its name, unless there is something of that name: FileExistsError."""
     try:
         os.link(part, name)  # unlike a rename it never replaces anything
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
         if os.path.lexists(name):
             raise FileExistsError(errno.EEXIST, "there is something already", name) from None
         os.rename(part, name)
@@ -66,6 +69,15 @@ def _sync_folder(path: str) -> None:
     except PermissionError:  # Windows does not open folders
         return
     try:
-        os.fsync(number)
+        sync_folder(number)
     finally:
         os.close(number)
+
+
+def sync_folder(number: int) -> None:
+    """Make the names in an open folder durable, where the file system has something to do for that."""
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise

@@ -79,8 +79,8 @@ class StubbornFileSystem(OSFileSystem):
     def open(self, path: str, *, writable: bool) -> File:
         return self._stubborn(super().open(path, writable=writable))
 
-    def create(self, path: str) -> File:
-        return self._stubborn(super().create(path))
+    def create(self, path: str, *, built_for: str | None = None) -> File:
+        return self._stubborn(super().create(path, built_for=built_for))
 
     def _stubborn(self, file: File) -> File:
         assert isinstance(file, OSFile)

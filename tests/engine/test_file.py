@@ -297,12 +297,14 @@ def test_synced_writes_are_done_where_the_cache_cannot_be_passed_by(
 ) -> None:
     file = SYSTEM.create(str(tmp_path / "a"))
     assert isinstance(file, OSFile)
+    handle = file._handle
+    assert handle is not None
     write = file_module._pwritev
     if write is None:
         pytest.skip("this system has no such call")
 
     def refuse(descriptor: int, *arguments: Any) -> int:
-        if missing == "the call" or descriptor != file._descriptor:
+        if missing == "the call" or descriptor != handle.descriptor:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return int(write(descriptor, *arguments))
 
@@ -315,8 +317,8 @@ def test_synced_writes_are_done_where_the_cache_cannot_be_passed_by(
     else:
         monkeypatch.setattr(file_module, "_pwritev", refuse)
     synced_writes_of(file)
-    assert file._direct is not None
-    assert not file._direct.is_open
+    assert handle.direct is not None
+    assert not handle.direct.is_open
     file.close()
 
 
@@ -331,11 +333,13 @@ def test_a_file_system_whose_cache_does_not_notice_is_found_out_by_the_first_wri
     monkeypatch.setattr(file_module._DirectWriter, "write_synced", into_the_void)
     file = SYSTEM.create(str(tmp_path / "a"))
     assert isinstance(file, OSFile)
+    handle = file._handle
+    assert handle is not None
     file.grow(8192)
     file.write_synced(4096, b"y" * 4096)
     assert file.read(4096, 4096) == b"y" * 4096
-    assert file._direct is not None
-    assert not file._direct.is_open
+    assert handle.direct is not None
+    assert not handle.direct.is_open
     file.close()
 
 

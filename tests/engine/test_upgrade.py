@@ -55,6 +55,20 @@ def test_a_backup_that_is_there_is_never_overwritten(old_path: Path) -> None:
     assert entries(old_path) == content()
 
 
+def test_a_backup_that_is_a_link_to_the_file_itself_keeps_nothing_and_is_refused(old_path: Path) -> None:
+    """<path>.v1.bak as a symbolic link to the file counted as a backup; then the new file took the original's place."""
+    bak(old_path).symlink_to(old_path.name)
+    before = old_path.read_bytes()
+    with pytest.raises(FileExistsError, match="symbolic link"):
+        limpet.upgrade(old_path)
+    assert old_path.read_bytes() == before
+    bak(old_path).unlink()
+    os.link(old_path, bak(old_path))  # this one keeps the original
+    assert limpet.upgrade(old_path).upgraded
+    assert bak(old_path).read_bytes() == before
+    assert entries(old_path) == content()
+
+
 @pytest.mark.skipif(not hasattr(os, "fchmod"), reason="the system has no such modes")
 def test_what_was_private_stays_private(old_path: Path) -> None:
     old_path.chmod(0o600)

@@ -521,8 +521,8 @@ class SimFile(File):
             inode.locked.append(self)
         return True
 
-    def is_at_path(self) -> bool:
-        return self.disk.names.get(self.path) is self.checked()
+    def is_at(self, path: str) -> bool:
+        return self.disk.names.get(path) is self.checked()
 
     def close(self) -> None:
         if self.is_open:
@@ -558,7 +558,7 @@ class SimFileSystem(FileSystem):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return self._handle(inode, path, writable=writable)
 
-    def create(self, path: str) -> File:
+    def create(self, path: str, *, built_for: str | None = None) -> File:
         call = Call("create", path)
         self.disk.enter(call)
         if path in self.disk.names:
@@ -566,6 +566,7 @@ class SimFileSystem(FileSystem):
         inode = self.disk.new_inode()
         self._change(Rename(((path, inode),)))
         handle = self._handle(inode, path, writable=True)
+        handle.built_for = built_for
         self.disk.leave(call)
         return handle
 
@@ -578,6 +579,13 @@ class SimFileSystem(FileSystem):
 
     def exists(self, path: str) -> bool:
         return path in self.disk.names
+
+    def is_held(self, path: str) -> bool:
+        inode = self.disk.names.get(path)
+        return inode is not None and any(handle.writable for handle in inode.locked)
+
+    def beside(self, path: str) -> list[str]:
+        return [name for name in self.disk.names if name.startswith(f"{path}.")]
 
     def link(self, source: str, target: str) -> None:
         call = Call("link", target, source=source)

@@ -58,12 +58,18 @@ class KillSwitch(FileSystem):
     def open(self, path: str, *, writable: bool) -> File:
         return _DoomedFile(self, self._inner.open(path, writable=writable))
 
-    def create(self, path: str) -> File:
+    def create(self, path: str, *, built_for: str | None = None) -> File:
         with self.call():
-            return _DoomedFile(self, self._inner.create(path))
+            return _DoomedFile(self, self._inner.create(path, built_for=built_for))
 
     def exists(self, path: str) -> bool:
         return self._inner.exists(path)
+
+    def is_held(self, path: str) -> bool:
+        return self._inner.is_held(path)
+
+    def beside(self, path: str) -> list[str]:
+        return self._inner.beside(path)
 
     def link(self, source: str, target: str) -> None:
         with self.call():
@@ -137,8 +143,8 @@ class _DoomedFile(File):
     def try_lock(self, *, exclusive: bool) -> bool:
         return self._inner.try_lock(exclusive=exclusive)
 
-    def is_at_path(self) -> bool:
-        return self._inner.is_at_path()
+    def is_at(self, path: str) -> bool:
+        return self._inner.is_at(path)
 
     def close(self) -> None:
         self._inner.close()

@@ -8,14 +8,16 @@ earlier attempt. Where folders cannot be locked, the file's own lock and the exc
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from limpet import CorruptError, LockedError
 
-from ..new_file import give_name
+from ..new_file import give_name, sync_folder
 from .account import RedbImport
 from .importer import Progress, import_redb
 from .reader import RedbFile
@@ -40,14 +42,19 @@ def create(
     open_store    opens a store at a path (`Store.open`, with what options it takes)
     lock_timeout  seconds to wait for another process that is doing the same
     returns       the account; the store is closed
-    raises        FileExistsError: there is something at `path` already; LockedError; CorruptError: the old file is
-                  damaged, or the new one does not verify; otherwise as `import_redb`
+    raises        FileExistsError: there is something at `path` already, or the old file is where the new one would be
+                  made; LockedError; CorruptError: the old file is damaged, or the new one does not verify; otherwise
+                  as `import_redb`
     """
     name = os.fspath(path)
     part = name + SUFFIX
     with _folder(os.path.dirname(name) or ".", lock_timeout) as fd:
         if os.path.lexists(name):
             raise FileExistsError(17, "there is something already, nothing was imported", name)
+        if _is_same(part, source.path):
+            raise FileExistsError(
+                errno.EEXIST, "the old file is where the new one would be made; give one of them another name", part
+            )
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
         try:
@@ -58,12 +65,14 @@ def create(
                     raise CorruptError(f"the new store does not verify: {'; '.join(found.errors[:SHOWN_ERRORS])}")
                 store.database.flush()
             give_name(part, name)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(part)
+            if isinstance(error, OSError) and error.filename == os.path.realpath(part):  # nobody has asked for that one
+                raise OSError(error.errno, error.strerror, name) from error
             raise
         if fd is not None:
-            os.fsync(fd)
+            sync_folder(fd)
     return report
 
 
@@ -99,8 +108,10 @@ def move_in(
         logger.info("first start: importing %s into %s", old, path)
         try:
             report = create(source, path, open_store, lock_timeout=lock_timeout)
-        except FileExistsError:  # another process was quicker
-            return None
+        except FileExistsError:
+            if os.path.lexists(path):
+                return None  # another process was quicker
+            raise
     log(report)
     return report
 
@@ -113,10 +124,22 @@ def log(report: RedbImport) -> None:
 
 
 def _drop_second_name(name: str) -> None:
-    """A crash between the two steps of `give_name` leaves the finished file with both names."""
+    """A crash between the two steps of `give_name` leaves the finished file with both names.
+
+    A symbolic link from one to the other is no second name: without what it points to, nothing would be left.
+    """
     with contextlib.suppress(OSError):
-        if os.path.samefile(name + SUFFIX, name):
+        first, second = os.lstat(name), os.lstat(name + SUFFIX)
+        if stat.S_ISREG(first.st_mode) and os.path.samestat(first, second):
             os.unlink(name + SUFFIX)
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether both paths lead to one file, whatever way."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them is not there
+        return False
 
 
 @contextlib.contextmanager

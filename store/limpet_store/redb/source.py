@@ -56,65 +56,84 @@ class BytesSource:
         self._data = None
 
 
+class _Descriptor:
+    """An open descriptor, closed with this object: who is in the middle of a read has a reference to it.
+
+    Were it closed at once, its number could be another file's before that read begins.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class FileSource:
-    """A file on disk, opened for reading and locked against redb. Any thread may read.
+    """A file on disk, opened for reading and locked against redb. Any thread may read; a closed one is ClosedError.
 
     lock_timeout   seconds to wait for a process that has the file open for writing
     raises         OSError; FormatError: not a regular file; LockedError
     """
 
-    __slots__ = ("_fd", "_seek_lock", "name", "size")
+    __slots__ = ("_descriptor", "_seek_lock", "name", "size")
 
     def __init__(self, path: str | os.PathLike[str], *, lock_timeout: float = 0.0) -> None:
-        self._fd = -1
+        self._descriptor: _Descriptor | None = None
         self.name = os.fspath(path)
         # O_NONBLOCK: opening a pipe by mistake must not wait for its other end.
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-        self._fd = os.open(self.name, flags)
+        self._descriptor = descriptor = _Descriptor(os.open(self.name, flags))
         self._seek_lock = threading.Lock()
         try:
-            status = os.fstat(self._fd)
+            status = os.fstat(descriptor.fd)
             if not stat.S_ISREG(status.st_mode):
                 raise FormatError(f"{self.name} is not a regular file")
-            waited_s = lock(self._fd, shared=True, timeout=lock_timeout)
+            waited_s = lock(descriptor.fd, shared=True, timeout=lock_timeout)
             if waited_s is not None:
                 raise _locked(self.name, waited_s)
-            self.size = os.fstat(self._fd).st_size  # again: it may have grown until the lock was ours
+            self.size = os.fstat(descriptor.fd).st_size  # again: it may have grown until the lock was ours
         except BaseException:
             self.close()
             raise
+        finally:
+            del descriptor  # who keeps an exception keeps what the functions of its traceback have
 
     def read(self, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset` on; fewer only where the file ends."""
-        if self._fd < 0:
+        descriptor = self._descriptor
+        if descriptor is None:
             raise ClosedError(f"{self.name} is closed")
-        data = self._read_once(offset, size)
-        while len(data) < size:  # one read gives at most 2 GiB, and may give less
-            more = self._read_once(offset + len(data), size - len(data))
-            if not more:
-                break
-            data += more
+        try:
+            data = self._read_once(descriptor.fd, offset, size)
+            while len(data) < size:  # one read gives at most 2 GiB, and may give less
+                more = self._read_once(descriptor.fd, offset + len(data), size - len(data))
+                if not more:
+                    break
+                data += more
+        finally:
+            del descriptor
         return data
 
     def close(self) -> None:
-        """Give the file and the lock back; no reads after this."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Give the file and the lock back, at once or when the reads end that are under way; no reads after this."""
+        self._descriptor = None
 
     if sys.platform == "win32":
 
-        def _read_once(self, offset: int, size: int) -> bytes:
+        def _read_once(self, fd: int, offset: int, size: int) -> bytes:
             with self._seek_lock:
-                os.lseek(self._fd, offset, os.SEEK_SET)
+                os.lseek(fd, offset, os.SEEK_SET)
                 try:
-                    return os.read(self._fd, size)
+                    return os.read(fd, size)
                 except PermissionError as error:  # redb's lock is mandatory there
                     raise _locked(self.name, 0.0) from error
     else:
 
-        def _read_once(self, offset: int, size: int) -> bytes:
-            return os.pread(self._fd, size, offset)
+        def _read_once(self, fd: int, offset: int, size: int) -> bytes:
+            return os.pread(fd, size, offset)
 
 
 def _locked(name: str, waited_s: float) -> LockedError:
@@ -149,7 +168,9 @@ else:
                     return waited_s
                 time.sleep(min(_POLL_S, timeout - waited_s))
             except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF):
+                # EBADF: a folder on NFS, which cannot be opened for writing. ENOLCK is not one of them: no more locks
+                # does not mean that redb has none.
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
                     raise
                 return None
             else:
