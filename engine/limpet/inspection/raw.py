@@ -275,8 +275,8 @@ def _recover_seed(file: File, page_size: int) -> tuple[int, int | None, int]:
     returns  (kind, seed, how many pages agree); the seed is None if no two do
     """
     samples = _samples(file, page_size)
-    for kind in (CRC32, CRC32C):  # CRC-32 is always fast; CRC-32C may warn that it is not
-        checksum = checksum_function(kind)
+    for kind in (CRC32, CRC32C):  # CRC-32 is always fast, CRC-32C is not
+        checksum = checksum_function(kind, warn=False)
         bases = {size: _seed_basis(checksum, size - CHECKSUM.size) for size in {len(data) for data in samples}}
         votes = Counter(_seed_of(checksum, data, bases[len(data)]) for data in samples)
         for seed, count in votes.most_common(1):
