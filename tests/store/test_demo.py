@@ -26,6 +26,8 @@ from limpet_store.demo.verify import verify_sessions, verify_tasks
 from limpet_store.schema import ARCHIVE, MESSAGES, TASK_IDS, TASKS
 
 SEED = 20_261
+# A shell starts what it runs in the background with SIGINT ignored, and a child would inherit that from these tests.
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 COMMAND = "import sys; from limpet_store.cli import main; sys.exit(main())"
 KEY = "agent:main:web:direct:u1"
 
@@ -127,7 +129,18 @@ def test_a_deleted_row_makes_it_end_with_exit_code_1(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to one process")
 def test_ctrl_c_ends_it_in_peace(db_path: Path, installed_corpus: None) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "demo", "--seed", str(SEED), "--store", str(db_path), "--kills", "99"],
+        [
+            sys.executable,
+            "-c",
+            HEARS_CTRL_C + COMMAND,
+            "demo",
+            "--seed",
+            str(SEED),
+            "--store",
+            str(db_path),
+            "--kills",
+            "99",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
