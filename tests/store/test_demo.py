@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -157,6 +158,20 @@ def test_ctrl_c_ends_it_in_peace(db_path: Path, installed_corpus: None) -> None:
     assert "Verified" in told
     with Store.open(db_path, lock_timeout=0.0) as store:  # nobody is left who holds it
         assert store.check().ok
+
+
+def test_the_commands_at_the_end_can_be_typed_as_they_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` puts them into a virtual environment that no search path names, and the demo named them bare."""
+    beside = tmp_path / "a b" / "limpet"
+    beside.parent.mkdir()
+    beside.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(beside.with_name("python")))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert shlex.split(report._typed("limpet")) == [str(beside)]
+    monkeypatch.setenv("PATH", str(beside.parent))
+    assert report._typed("limpet") == "limpet"
 
 
 def test_an_existing_file_is_left_alone(db_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import limpet
@@ -161,9 +163,15 @@ def show(result: Result, screen: Screen) -> None:
         screen.verbatim(f"\n$ {command}\n{output}")
     screen.verbatim(
         f"\nThe file stays where it is. To look around:\n"
-        f"  limpet-store sessions --store {result.path}\n"
-        f"  limpet pages {result.path}"
+        f"  {_typed('limpet-store')} sessions --store {shlex.quote(result.path)}\n"
+        f"  {_typed('limpet')} pages {shlex.quote(result.path)}"
     )
+
+
+def _typed(command: str) -> str:
+    """A command as it has to be typed here: with its folder, unless the shell finds it without."""
+    beside = Path(sys.executable).with_name(command)
+    return command if shutil.which(command) or not beside.exists() else shlex.quote(str(beside))
 
 
 def _item(screen: Screen, label: str, text: str) -> None:
