@@ -9,7 +9,7 @@ ARGS    ?=
 VENV := .venv
 BIN  := $(VENV)/bin
 BARE := .venv-bare
-PIP  := -m pip --quiet --disable-pip-version-check --no-input --timeout 60
+PIP  := -m pip --quiet --quiet --disable-pip-version-check --no-input --timeout 60
 
 # What `make bare` installs beside the project itself: the extra `tools`, without what the project depends on.
 TOOLS := import tomllib; \
