@@ -6,6 +6,7 @@ them is a failure of the harness.
 
 from __future__ import annotations
 
+import time
 import warnings
 
 from .harness import Budget, Case, Failure, FaultClass, quiet, told_as
@@ -34,7 +35,7 @@ def hunt(mutant: Mutant, seed: int, seconds: float = SECONDS) -> str | None:
         with mutant.applied(), quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the engine is broken, after all
             try:
-                known[name].run(Budget(seconds, seed, workload=mutant.workload))
+                known[name].run(Budget(seconds, seed, workload=mutant.workload, clock=time.process_time))
             except Failure as failure:
                 return f"{name}: {failure.message.splitlines()[0]}"
     return None

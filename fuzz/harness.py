@@ -50,32 +50,36 @@ class Hang(Exception):
 class Budget:
     """Time and luck of one run of a class.
 
-    seconds  how long to go on; classes with an end stop there
+    seconds  how long to go on, by `clock`; classes with an end stop there
     states   what was tried
+    clock    time.monotonic, or time.process_time for as many states on a busy machine as on an idle one
     """
 
     seconds: float
     seed: int
+    least: int = 0  # go on until so many states were tried, whatever the time
     most: int = 0  # stop after so many states; 0: no limit
     workload: str = ""  # only this one; "": all
     progress: Callable[[Budget], None] | None = None
+    clock: Callable[[], float] = time.monotonic
     states: int = 0
-    started: float = field(default_factory=time.monotonic)
     notes: dict[str, int] = field(default_factory=dict)
     _told: float = 0.0
 
     def __post_init__(self) -> None:
-        """Seed the luck."""
+        """Seed the luck, and begin."""
         self.rng = random.Random(self.seed)
+        self.started = self.clock()
 
     @property
     def spent(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self.started
+        return self.clock() - self.started
 
     def more(self) -> bool:
         """Whether there is time for another state."""
-        return self.spent < self.seconds and not 0 < self.most <= self.states
+        in_time = self.spent < self.seconds or self.states < self.least
+        return in_time and not 0 < self.most <= self.states
 
     def count(self, note: str = "") -> None:
         """One more state was tried."""

@@ -1,5 +1,6 @@
 """What every test gets: a path for a database, a seed that is printed, and Hypothesis set up for code that does I/O."""
 
+import importlib.util
 import os
 import random
 from pathlib import Path
@@ -26,8 +27,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("limpet")
 
 
+# What Limpet and its tests can use and do without; tests that need one of them are skipped where it is missing.
+OPTIONAL = ("cffi", "chatterbot_corpus", "crc32c", "lmdb", "portalocker", "xxhash", "yaml")
+
+
 def pytest_report_header() -> list[str]:
+    missing = [name for name in OPTIONAL if importlib.util.find_spec(name) is None]
     return [
+        f"optional packages: {', '.join(missing)} missing" if missing else "optional packages: all there",
         f"limpet: seed {SEED} (repeat with LIMPET_SEED={SEED})",
         f"hypothesis profile: {hypothesis.settings.get_current_profile_name()}",
     ]

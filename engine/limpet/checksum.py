@@ -41,11 +41,11 @@ def default_kind() -> int:
     return CRC32 if _accelerated is None else CRC32C
 
 
-def checksum_function(kind: int, *, quiet: bool = False) -> ChecksumFunction:
+def checksum_function(kind: int, *, warn: bool = True) -> ChecksumFunction:
     """Return `checksum(data, seed) -> 32-bit int` for a kind of checksum.
 
     kind     CRC32C or CRC32
-    quiet    do not warn: it is only tried on a few bytes
+    warn     False where it is not known yet which kind a file uses
     raises   KeyError for another kind; callers check it against KIND_NAMES first
     warns    RuntimeWarning when CRC-32C has to be computed in Python
     """
@@ -55,7 +55,7 @@ def checksum_function(kind: int, *, quiet: bool = False) -> ChecksumFunction:
         raise KeyError(kind)
     if _accelerated is not None:
         return _accelerated
-    if not quiet:
+    if warn:
         warnings.warn(
             "this file uses CRC-32C and the package 'crc32c' is not installed: "
             "pages are verified in Python, about a hundred times slower; pip install crc32c",

@@ -896,7 +896,8 @@ def _is_evicted(descriptor: int, size: int) -> bool:
     """Whether the first `size` bytes of the file are out of the page cache."""
     if not hasattr(os, "preadv") or not hasattr(os, "RWF_NOWAIT"):
         return False
-    for offset in range(0, size, mmap.PAGESIZE):
+    # From the end to the beginning: asking for a page makes Linux read that one and those behind it ahead.
+    for offset in reversed(range(0, size, mmap.PAGESIZE)):
         try:
             if os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT):
                 return False

@@ -1,5 +1,6 @@
 """What the engine's tests get: databases that are checked, page by page, when the test is over."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +50,24 @@ def place(request: pytest.FixtureRequest, db_path: Path) -> str | Path:
 def db(open_db: Callable[..., limpet.Database], place: str | Path) -> limpet.Database:
     """An open database without tables, in a file and in memory."""
     return open_db(place)
+
+
+@pytest.fixture
+def crc32c_warns() -> Iterator[None]:
+    """For a test that opens files with CRC-32C: that has to warn where the package `crc32c` is missing."""
+    if importlib.util.find_spec("crc32c") is not None:
+        yield  # a warning is an error, as everywhere
+        return
+    with pytest.warns(RuntimeWarning, match="the package 'crc32c' is not installed"):
+        yield
+
+
+@pytest.fixture(params=["crc32c", "crc32"])
+def checksum(request: pytest.FixtureRequest) -> str:
+    """Each kind of checksum in turn, for a test that makes a file with it."""
+    if request.param == "crc32c":
+        request.getfixturevalue("crc32c_warns")
+    return str(request.param)
 
 
 def _assert_sound(db: limpet.Database) -> None:

@@ -137,7 +137,7 @@ CUT_WHILE_OPEN = """
             list(txn[table].items())
         except limpet.CorruptError as error:
             assert error.table == "numbers" and error.pgno >= 5 and "cut short" in str(error), error
-            print("reported")
+            print("reported", flush=True)  # _exit() leaves in the buffer what is there
     os._exit(0)
 """
 

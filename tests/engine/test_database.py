@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -26,13 +27,16 @@ class Plan:
 
     failing   name of a call -> how often it works before it fails for good
     calls     the names, in order; a write to a meta is "meta"
+    syncing   set once a sync waits, inside of `syncs_held`
     """
 
     def __init__(self) -> None:
         self.failing: dict[str, int] = {}
         self.error = errno.EIO
         self.calls: list[str] = []
-        self.sync_s = 0.0
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.syncing = threading.Event()
 
     def call(self, name: str) -> None:
         self.calls.append(name)
@@ -40,6 +44,20 @@ class Plan:
             if self.failing[name] == 0:
                 raise OSError(self.error, os.strerror(self.error), "the file")
             self.failing[name] -= 1
+
+    @contextlib.contextmanager
+    def syncs_held(self) -> Iterator[None]:
+        """No sync begins before the block ends."""
+        self.go_on.clear()
+        try:
+            yield
+        finally:
+            self.go_on.set()
+
+    def wait(self) -> None:
+        if not self.go_on.is_set():
+            self.syncing.set()
+            assert self.go_on.wait(60)
 
 
 class StubbornFile(OSFile):
@@ -60,13 +78,13 @@ class StubbornFile(OSFile):
         super().grow(size)
 
     def sync(self) -> None:
+        self.plan.wait()
         self.plan.call("sync")
-        time.sleep(self.plan.sync_s)
         super().sync()
 
     def sync_all(self) -> None:
+        self.plan.wait()
         self.plan.call("sync")
-        time.sleep(self.plan.sync_s)
         super().sync_all()
 
 
@@ -115,6 +133,14 @@ def db(plan: Plan, db_path: Path) -> Iterator[limpet.Database]:
 def commit(db: limpet.Database, number: int, *, size: int = 5, durability: str | None = None) -> None:
     with db.write(durability=durability) as txn:
         txn[NUMBERS][number] = bytes(size)
+
+
+def wait_until(state: Callable[[], bool]) -> None:
+    """Return when the state is reached; how long that takes is the machine's business."""
+    deadline = time.monotonic() + 60
+    while not state():
+        assert time.monotonic() < deadline, "the state is not reached"
+        time.sleep(0.001)
 
 
 def rows(db: limpet.Database) -> list[int]:
@@ -300,24 +326,14 @@ def test_a_log_that_cannot_be_folded_on_close_is_replayed(plan: Plan, db_path: P
 
 
 def test_a_poisoned_database_fails_all_who_wait_for_the_same_flush(db: limpet.Database, plan: Plan) -> None:
-    plan.failing, plan.sync_s = {"sync": 0}, 0.02
-    outcomes: list[type[BaseException] | None] = []
-
-    def work(number: int) -> None:
-        try:
-            commit(db, number)
-            outcomes.append(None)
-        except (OSError, limpet.PoisonedError) as error:
-            outcomes.append(type(error))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(outcomes) == 5
-    assert None not in outcomes
-    assert limpet.PoisonedError in outcomes
+    commits = db.stats().commits
+    plan.failing = {"sync": 0}
+    with ThreadPoolExecutor(5) as pool:
+        with plan.syncs_held():
+            waiting = [pool.submit(commit, db, number) for number in range(1, 6)]
+            wait_until(lambda: plan.syncing.is_set() and db.stats().commits - commits == 5)
+        outcomes = {type(each.exception(60)) for each in waiting}
+    assert outcomes == {OSError, limpet.PoisonedError}  # the first says what it met, the rest that they came after it
 
 
 def test_a_failed_close_releases_the_file_all_the_same(plan: Plan, db_path: Path) -> None:
@@ -346,60 +362,48 @@ def test_a_file_that_cannot_be_created_leaves_nothing_behind(plan: Plan, db_path
 
 
 def test_committers_who_wait_for_a_slow_disk_share_its_syncs(db: limpet.Database, plan: Plan) -> None:
-    plan.sync_s = 0.005
-    threads, each = 12, 5
-    errors: list[BaseException] = []
-    start = threading.Barrier(threads)
     before = db.stats()
-
-    def work(who: int) -> None:
-        try:
-            start.wait(20)
-            for number in range(each):
-                commit(db, 1 + who * 100 + number)
-        except BaseException as error:  # noqa: BLE001 handed over to the test's thread
-            errors.append(error)
-
-    workers = [threading.Thread(target=work, args=(who,)) for who in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert not errors
+    with ThreadPoolExecutor(12) as pool:
+        with plan.syncs_held():
+            committing = [pool.submit(commit, db, 1)]
+            assert plan.syncing.wait(60)
+            committing += [pool.submit(commit, db, number) for number in range(2, 13)]
+            wait_until(lambda: db.stats().commits - before.commits == 12)  # all are made, and wait for the disk
+            assert not any(each.done() for each in committing)
+        for each in committing:
+            each.result(60)
     after = db.stats()
-    assert after.commits - before.commits == threads * each
-    assert after.syncs - before.syncs < threads * each / 2
+    assert after.syncs - before.syncs == 2  # the first one's, and one for all who came meanwhile
     assert after.durable_txid == after.txid
-    assert len(rows(db)) == 1 + threads * each
+    assert rows(db) == list(range(13))
 
 
 def test_a_reader_does_not_see_a_commit_before_it_is_durable(db: limpet.Database, plan: Plan) -> None:
-    plan.sync_s = 0.05
-    thread = threading.Thread(target=commit, args=(db, 1))
-    thread.start()
-    seen = []
-    while thread.is_alive():
-        seen.append((db.stats().durable_txid, rows(db)))
-        time.sleep(0.002)
-    thread.join()
-    durable = db.stats().durable_txid
-    assert seen
-    assert all((1 in found) <= (txid == durable) for txid, found in seen)
-    assert [0] in [found for _, found in seen]
+    before = db.stats().durable_txid
+    with ThreadPoolExecutor(1) as pool:
+        with plan.syncs_held():
+            committing = pool.submit(commit, db, 1)
+            assert plan.syncing.wait(60)
+            assert rows(db) == [0]
+            assert db.stats().durable_txid == before
+        while not committing.done():
+            found, durable = rows(db), db.stats().durable_txid  # in this order: what was seen is durable by now
+            assert 1 not in found or durable > before
+        committing.result(60)
+    assert db.stats().durable_txid > before
     assert rows(db) == [0, 1]
 
 
 def test_a_writer_can_begin_while_an_earlier_commit_is_still_being_synced(db: limpet.Database, plan: Plan) -> None:
-    plan.sync_s = 0.05
-    thread = threading.Thread(target=commit, args=(db, 1))
-    thread.start()
-    while "sync" not in plan.calls:
-        time.sleep(0.001)
-    with db.write(durability="none") as txn:  # sees what is not published yet
-        assert list(txn[NUMBERS]) == [0, 1]
-        assert thread.is_alive()
-        txn.abort()
-    thread.join(20)
+    with ThreadPoolExecutor(1) as pool:
+        with plan.syncs_held():
+            committing = pool.submit(commit, db, 1)
+            assert plan.syncing.wait(60)
+            with db.write(durability="none") as txn:  # sees what is not published yet
+                assert list(txn[NUMBERS]) == [0, 1]
+                assert not committing.done()
+                txn.abort()
+        committing.result(60)
     assert rows(db) == [0, 1]
 
 

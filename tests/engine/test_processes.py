@@ -111,23 +111,23 @@ def test_a_waiting_process_takes_over_when_the_holder_closes_ends_or_is_killed(
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_locked_error_names_the_holder_and_how_long_we_waited(db_path: Path, read_only: bool) -> None:
+def test_a_locked_error_names_the_holder_and_how_long_we_waited(
+    db_path: Path, read_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running(HOLD, db_path, "end") as holder:
         assert line_of(holder) == "holding"
         started = time.monotonic()
         with pytest.raises(limpet.LockedError) as caught:
             limpet.open(db_path, lock_timeout=0.2, read_only=read_only)
         waited = time.monotonic() - started
-        assert 0.2 <= waited < 2
         assert f"pid {holder.pid} " in str(caught.value)
         assert caught.value.holder is not None
         assert os.uname().nodename in caught.value.holder
         assert "since" in caught.value.holder
         assert 0.2 <= caught.value.waited_s <= waited
-        started = time.monotonic()
+        monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waited, with a lock_timeout of 0"))
         with pytest.raises(limpet.LockedError):
             limpet.open(db_path, lock_timeout=0)
-        assert time.monotonic() - started < 0.2
 
 
 def test_several_read_only_processes_share_a_file_and_keep_a_writer_out(open_db: Opener, db_path: Path) -> None:

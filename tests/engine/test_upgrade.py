@@ -28,12 +28,12 @@ Opener = Callable[..., limpet.Database]
 @pytest.fixture
 def old_path(tmp_path: Path) -> Path:
     path = tmp_path / "old.limpet"
-    path.write_bytes(lzma.decompress((FOLDER / "4096-crc32c-left-open.limpet.xz").read_bytes()))
+    path.write_bytes(lzma.decompress((FOLDER / "4096-crc32-left-open.limpet.xz").read_bytes()))
     return path
 
 
 def content() -> list[list[str]]:
-    text = lzma.decompress((FOLDER / "4096-crc32c-left-open.jsonl.xz").read_bytes()).decode()
+    text = lzma.decompress((FOLDER / "4096-crc32-left-open.jsonl.xz").read_bytes()).decode()
     return [json.loads(line) for line in text.splitlines()]
 
 

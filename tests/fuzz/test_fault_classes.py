@@ -67,7 +67,7 @@ def complain(fault_class: FaultClass, failure: Failure, seed: int) -> None:
 
 @pytest.mark.parametrize("name", SECONDS)
 def test_a_slice_of_every_class_finds_nothing(name: str, seed: int) -> None:
-    budget = Budget(SECONDS[name], seed)
+    budget = Budget(SECONDS[name], seed, least=11)
     failure = run_class(CLASSES[name], budget)
     print(f"{name}: {budget.states} states in {budget.spent:.1f} s, seed {seed}, {budget.notes}")
     if failure is not None:

@@ -1,12 +1,15 @@
 """The demo: a day with kills loses nothing, and a store that did lose something is found out."""
 
+import importlib.util
 import io
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ from limpet_store.demo.verify import verify_sessions, verify_tasks
 from limpet_store.schema import ARCHIVE, MESSAGES, TASK_IDS, TASKS
 
 SEED = 20_261
+# A shell starts what it runs in the background with SIGINT ignored, and a child would inherit that from these tests.
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 COMMAND = "import sys; from limpet_store.cli import main; sys.exit(main())"
 KEY = "agent:main:web:direct:u1"
 
@@ -32,7 +37,15 @@ KEY = "agent:main:web:direct:u1"
 
 
 @pytest.fixture(scope="module")
-def dialogues() -> list[Dialogue]:
+def installed_corpus() -> None:
+    """For a test that plays the corpus: it is skipped where the packages of the extra `demo` are missing."""
+    for package in ("yaml", "chatterbot_corpus"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is missing: the extra `demo` is not installed")
+
+
+@pytest.fixture(scope="module")
+def dialogues(installed_corpus: None) -> list[Dialogue]:
     """The corpus, read once."""
     return sources.corpus()
 
@@ -115,9 +128,20 @@ def test_a_deleted_row_makes_it_end_with_exit_code_1(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to one process")
-def test_ctrl_c_ends_it_in_peace(db_path: Path) -> None:
+def test_ctrl_c_ends_it_in_peace(db_path: Path, installed_corpus: None) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "demo", "--seed", str(SEED), "--store", str(db_path), "--kills", "99"],
+        [
+            sys.executable,
+            "-c",
+            HEARS_CTRL_C + COMMAND,
+            "demo",
+            "--seed",
+            str(SEED),
+            "--store",
+            str(db_path),
+            "--kills",
+            "99",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -134,6 +158,20 @@ def test_ctrl_c_ends_it_in_peace(db_path: Path) -> None:
     assert "Verified" in told
     with Store.open(db_path, lock_timeout=0.0) as store:  # nobody is left who holds it
         assert store.check().ok
+
+
+def test_the_commands_at_the_end_can_be_typed_as_they_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` puts them into a virtual environment that no search path names, and the demo named them bare."""
+    beside = tmp_path / "a b" / "limpet"
+    beside.parent.mkdir()
+    beside.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(beside.with_name("python")))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert shlex.split(report._typed("limpet")) == [str(beside)]
+    monkeypatch.setenv("PATH", str(beside.parent))
+    assert report._typed("limpet") == "limpet"
 
 
 def test_an_existing_file_is_left_alone(db_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +241,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     if package == "PyYAML":
         monkeypatch.setitem(sys.modules, "yaml", None)
     else:
+        monkeypatch.setitem(sys.modules, "yaml", types.ModuleType("yaml"))  # there, whatever is installed
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     complaint = capsys.readouterr().err

@@ -70,9 +70,9 @@ def read_all(data: bytes | bytearray) -> tuple[Rows, bool, LimpetError | None]:
 
 def assert_no_wrong_row(name: str, data: bytes | bytearray, what: str) -> bool:
     """Whether the damage was seen."""
-    started = time.perf_counter()
+    started = time.process_time()  # of this process alone: others may be using the machine
     rows, rejected, error = read_all(data)
-    assert time.perf_counter() - started < 2, what
+    assert time.process_time() - started < 2, what
     # After a crash, damage to the newest commit looks like a torn one: the one before counts, and the reader says so.
     for expected in (rows_of(name, slot) for slot in ((0, 1) if rejected and "crashed" in name else (None,))):
         if error is None:
@@ -365,7 +365,7 @@ def mutations(source: random.Random) -> Iterator[bytearray]:
 def test_without_checksums_damage_still_gives_typed_errors_in_time(any_checksum_fits: None, seed: int) -> None:
     errors = 0
     for number, data in zip(range(700), mutations(random.Random(seed)), strict=False):
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             with RedbFile(BytesSource(data)) as file:
                 list(file.report().lines())
@@ -374,5 +374,5 @@ def test_without_checksums_damage_still_gives_typed_errors_in_time(any_checksum_
                         pass
         except TYPED:
             errors += 1
-        assert time.perf_counter() - started < 2, f"seed {seed}, number {number}"
+        assert time.process_time() - started < 2, f"seed {seed}, number {number}"
     assert errors > 200

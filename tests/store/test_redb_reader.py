@@ -63,7 +63,9 @@ def test_files_of_redb_give_exactly_their_rows(name: str, tmp_path: Path) -> Non
         assert file.commit.clean == ("crashed" not in name)
         report = file.report()
     assert report.ok
-    assert not report.warnings
+    assert report.checksums == xxh3.engine()
+    slow = ["limpet[redb]" in text for text in report.warnings]  # without the package `xxhash`, and then nothing else
+    assert slow == [True] * (report.checksums == "python")
     assert sum(table.entries_read for table in report.tables) == len(expected)
     assert [table.name for table in report.tables] == sorted({table for table, _, _ in expected})
 
@@ -360,7 +362,7 @@ def test_a_walk_needs_little_memory_whatever_the_size_of_the_file(tmp_path: Path
         return ((f"agent:main:{i:08}", "x" * 3000) for i in range(count))
 
     maker = RedbMaker()
-    maker.add_table("messages", rows(5500))
+    maker.add_table("messages", rows(1500))
     path = tmp_path / "large.redb"
     path.write_bytes(maker.file(flags=2))  # a crash: opening verifies everything first
     size = path.stat().st_size
@@ -372,8 +374,8 @@ def test_a_walk_needs_little_memory_whatever_the_size_of_the_file(tmp_path: Path
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert count == 5500
-    assert size > 20 << 20
+    assert count == 1500
+    assert size > 5 << 20
     assert peak < 1 << 20
 
 

@@ -230,9 +230,9 @@ def test_07_a_long_queue_dequeues_like_a_short_one_and_images_are_not_rewritten(
                     tx.tasks.enqueue(make_task(session_key=str(number)))
             times = []
             for _ in range(10):
-                start = time.perf_counter()
+                start = time.thread_time()  # of this thread alone: others may be using the machine
                 store.tasks.dequeue()
-                times.append(time.perf_counter() - start)
+                times.append(time.thread_time() - start)
             return min(times)
 
     short = best_dequeue_s(10)

@@ -112,7 +112,7 @@ class RawFile:
         _, _, page_size, _, _, _, file_id, created_us, _ = HEADER.unpack(data)
         sizes = dict.fromkeys(size for size in (page_size, *_PAGE_SIZES) if valid_page_size(size))
         for kind in _KINDS:
-            checksum = checksum_function(kind, quiet=True)
+            checksum = checksum_function(kind, warn=False)
             seed = checksum(file_id, 0)
             for size in sizes if self.asked is None else [self.asked]:
                 if any(_is_meta(self.file, slot, size, checksum, seed) for slot in META_PGNOS):
@@ -302,7 +302,7 @@ def _recover_seed(file: File, page_size: int) -> tuple[int, int | None, int]:
     """
     samples = _samples(file, page_size)
     for kind in _KINDS:
-        checksum = checksum_function(kind)
+        checksum = checksum_function(kind, warn=False)
         bases = {size: _seed_basis(checksum, size - CHECKSUM.size) for size in {len(data) for data in samples}}
         votes = Counter(_seed_of(checksum, data, bases[len(data)]) for data in samples)
         for seed, count in votes.most_common(1):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import limpet
@@ -160,10 +162,18 @@ def show(result: Result, screen: Screen) -> None:
     _item(screen, "File", f"{result.path}, {_size(result.file_size)}, of which {_size(result.live_size)} are in use")
     for command, output in result.commands.items():
         screen.verbatim(f"\n$ {escaped(command)}\n{output}")
-    path = escaped(result.path)
+    path = escaped(shlex.quote(result.path))
     screen.verbatim(
-        f"\nThe file stays where it is. To look around:\n  limpet-store sessions --store {path}\n  limpet pages {path}"
+        f"\nThe file stays where it is. To look around:\n"
+        f"  {_typed('limpet-store')} sessions --store {path}\n"
+        f"  {_typed('limpet')} pages {path}"
     )
+
+
+def _typed(command: str) -> str:
+    """A command as it has to be typed here: with its folder, unless the shell finds it without."""
+    beside = Path(sys.executable).with_name(command)
+    return command if shutil.which(command) or not beside.exists() else shlex.quote(str(beside))
 
 
 def _item(screen: Screen, label: str, text: str) -> None:
