@@ -269,21 +269,31 @@ class Committer:
         try:
             if not self.seat.take(transaction, timeout_s):
                 raise BusyError(f"another thread's write transaction did not end within {timeout_s:g} s")
-            tip = chain.tip  # from here on only an undone flush moves it, and that is noticed at the commit
-            if chain.failure is not None:  # while it waited
-                raise self.error()
-            if tip.error is not None or self.books.ledger.space is None:
-                with self._lock:
-                    self._settle()
-                    self.books.space()
-                    tip = chain.tip
-            if tip is not transaction.base or chain.last_txid >= transaction.txid:
-                transaction.place(tip, chain.last_txid + 1)
+            # From here on only an undone flush moves the tip, and that is noticed at the commit.
+            tip = chain.tip
+            if (
+                tip is not transaction.base
+                or chain.last_txid >= transaction.txid
+                or tip.error is not None
+                or chain.failure is not None
+                or self.books.ledger.space is None
+            ):
+                self._place(transaction)
             return transaction
         except BaseException:
             transaction.is_open = False
             self.seat.ring()
             raise
+
+    def _place(self, transaction: WriteTransaction) -> None:
+        """Let a transaction that has the seat begin at the tip as it is now."""
+        chain = self.chain
+        if chain.failure is not None:  # while it waited
+            raise self.error()
+        with self._lock:
+            self._settle()
+            self.books.space()
+            transaction.place(chain.tip, chain.last_txid + 1)
 
     def abort(self, transaction: WriteTransaction) -> None:
         """Forget a transaction's changes. Works wherever it comes: finalizers abort too."""
@@ -350,27 +360,27 @@ class Committer:
         self, transaction: WriteTransaction, base: Commit, changes: list[tuple[WorkingTree, Changed]]
     ) -> Commit | None:
         """Make a transaction's result the tip, to be recorded in the log; None if the log has no room for it."""
-        infos: dict[str, TableInfo] = {}
-        parts: list[bytes] = []
-        count = 0
+        before = base.snapshot
+        tables = before.tables.copy()
+        encoded = b""
+        count = base.count
         for tree, some in changes:
             info = tree.info()
             assert info is not None
-            infos[tree.name] = info
-            parts.append(encode_changes(info.tree_id, some))
+            tables[tree.name] = info
+            encoded += encode_changes(info.tree_id, some)  # which costs nothing for the first, and few have more
             count += len(some)
-        encoded = b"".join(parts)  # which costs nothing where there is but one
         chain = self.chain
         with self._lock:
             tip = chain.tip
             if tip is not base:
                 raise self._built_on_undone()
             log, own = tip.log, len(encoded)
-            size, count = tip.size + own, tip.count + count
+            size = tip.size + own
             if not log.has_room(size, own, count):
                 return None
-            before, txid = tip.snapshot, transaction.txid
-            snapshot = Snapshot(txid, {**before.tables, **infos}, before.next_tree_id, before.pager)
+            txid = transaction.txid
+            snapshot = Snapshot(txid, tables, before.next_tree_id, before.pager)
             backlog = encoded, None if tip is chain.written else tip.backlog
             commit = Commit(snapshot, transaction.durability, log, tip, size, count, backlog)
             chain.last_txid, chain.tip, transaction.is_open = txid, commit, False

@@ -95,7 +95,10 @@ class Seat:
         """
         own = _Place(holder)
         own.after = {}
-        if self._try(own):
+        place = self._last
+        last = place()
+        if (last is None or not last.is_open) and place.after.setdefault(0, own) is own:  # as `_try`, mostly
+            self._last = own
             return True
         end = None if timeout_s is None else time.monotonic() + timeout_s
         bell = threading.Lock()
