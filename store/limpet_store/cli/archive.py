@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 
 from ..records import ArchiveRow, message_text
+from ..regex import TIMEOUT_S
 from ..store import Store
 from .common import OK, UsageError, add_limit, at_least_one, open_store, print_json, print_rows
 
@@ -19,10 +20,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--head", metavar="N", type=at_least_one, help="the first N messages")
     what.add_argument("--tail", metavar="N", type=at_least_one, help="the last N messages")
-    what.add_argument("--grep", metavar="PATTERN", help="the messages whose text matches a regular expression")
+    what.add_argument("--grep", metavar="TEXT", help="the messages that have this text in them, whatever the case")
     what.add_argument("--slice", metavar="FIRST-LAST", help="the messages with these sequence numbers, such as 10-20")
     what.add_argument("--all", action="store_true", help="every message")
     parser.add_argument("--generation", metavar="N", type=at_least_one, help="with --slice or --all: this one only")
+    parser.add_argument("--regex", action="store_true", help="with --grep: TEXT is a regular expression (Python's)")
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=TIMEOUT_S,
+        help=f"with --regex: end the search after so long; default {TIMEOUT_S:g}",
+    )
     add_limit(parser, 50)
 
 
@@ -57,13 +66,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows(args: argparse.Namespace, store: Store) -> list[ArchiveRow] | None:
     """The rows that were asked for; None when only their number was."""
+    if args.regex and args.grep is None:
+        raise UsageError("--regex goes with --grep")
     if args.head is not None:
         return store.archive.head(args.key, args.head)
     if args.tail is not None:
         return store.archive.tail(args.key, args.tail)
     if args.grep is not None:
         try:
-            return store.archive.grep(args.key, args.grep, limit=args.limit)
+            return store.archive.grep(args.key, args.grep, limit=args.limit, regex=args.regex, timeout=args.timeout)
         except ValueError as error:
             raise UsageError(str(error)) from error
     if args.slice is not None:
