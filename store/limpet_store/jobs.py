@@ -7,6 +7,7 @@ version is refused: of two pollers, the later one does not win with older data.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from .errors import ConflictError, ExistsError, NotFoundError
@@ -90,7 +91,8 @@ class Jobs(Family[AnyFace]):
         now      Unix seconds
         limit    at most so many, 0 or more
         lease    seconds until they are due again if the caller does not come back; 1 or more
-        returns  the jobs, with next_poll_at = now + lease and the version to update from
+        returns  the jobs, with next_poll_at = now + lease and the version to update from. With AsyncStore, jobs whose
+                 caller was cancelled before it got them are due again as they were
         cost     O(jobs returned)
         """
         if limit < 0:
@@ -105,6 +107,7 @@ class Jobs(Family[AnyFace]):
             taken = changed(job, next_poll_at=now + lease, version=job.version + 1)
             work.put(JOBS, job.id, taken, job)
             claimed.append(taken)
+            work.on_unclaimed(functools.partial(_unclaim, job))
         return claimed
 
     @writes
@@ -137,6 +140,13 @@ def forget(work: Work, cutoff: int, limit: int | None = None) -> int:
             work.remove(JOBS, job_id, job)
             count += 1
     return count
+
+
+def _unclaim(due: ExternalJob, work: Work) -> None:
+    """Undo a claim of a job that nobody got, unless somebody has written the job since."""
+    stored = work.get(JOBS, due.id)
+    if stored is not None and stored.version == due.version + 1:
+        work.put(JOBS, due.id, changed(due, version=stored.version + 1), stored)
 
 
 def _due(work: Work, now: int) -> Iterator[ExternalJob]:

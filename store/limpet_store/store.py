@@ -45,6 +45,8 @@ class Store(Families[Direct]):
         self._database = database
         self._context = context
         self.tier = tier
+        # Called where a thread may have to wait for another one's transaction; raises where that would be for ever.
+        self.before_waiting: Callable[[], None] | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -132,6 +134,8 @@ class Store(Families[Direct]):
 
     def close(self) -> None:
         """Close the file and let go of its lock; calling it again does nothing."""
+        if self.before_waiting is not None:
+            self.before_waiting()
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -182,6 +186,8 @@ class Store(Families[Direct]):
 
         Even so, what was seen in it is told to nobody before it is durable: the engine waits for what it began on.
         """
+        if self.before_waiting is not None:
+            self.before_waiting()
         engine = self._database.write(durability=durability, timeout=timeout)
         work = Work(engine, self._context, writable=True)
         try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -78,7 +78,7 @@ class _Savepoint(AbstractContextManager[None]):
 class Work:
     """One engine transaction with the store's rules. Belongs to one thread at a time; ends with its transaction."""
 
-    __slots__ = ("engine", "context", "writable", "_views", "_undo", "_largest", "_setting_aside")
+    __slots__ = ("engine", "context", "writable", "_views", "_undo", "_largest", "_setting_aside", "_unclaimed")
 
     def __init__(self, engine: ReadTransaction | WriteTransaction, context: Context, *, writable: bool) -> None:
         self.engine = engine
@@ -88,6 +88,7 @@ class Work:
         self._undo: list[Callable[[], None]] = []
         self._largest: dict[str, int] = {}  # table -> its largest key, where that was asked for and nothing was removed
         self._setting_aside = False
+        self._unclaimed: list[Callable[[Work], None]] = []
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -143,6 +144,20 @@ class Work:
         """Do what was asked for with `on_undo`, the latest first, except for the first `keep` of them."""
         while len(self._undo) > keep:
             self._undo.pop()()
+
+    def on_unclaimed(self, action: Callable[[Work], None]) -> None:
+        """Have something done, in a later transaction, when the caller never gets the result of what runs now.
+
+        Only a caller who can be cancelled may not get it: AsyncStore's.
+        """
+        self._unclaimed.append(action)
+
+    def take_unclaimed(self) -> Sequence[Callable[[Work], None]]:
+        """What was asked for with `on_unclaimed` since the last call."""
+        if not self._unclaimed:
+            return ()
+        unclaimed, self._unclaimed = self._unclaimed, []
+        return unclaimed
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
