@@ -10,6 +10,7 @@ import io
 import operator
 import random
 import re
+import threading
 from collections.abc import Callable, Coroutine, Generator
 from itertools import compress
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from limpet_store import AsyncStore, MemoryTier, QueuedMessage, QueuedTask, Store, TaskStatus
+from limpet_store import AsyncStore, AsyncTransaction, MemoryTier, QueuedMessage, QueuedTask, Store, TaskStatus
+from limpet_store.aio.writer import Step
 
 KEY = "agent:main:telegram:direct:u1"
 Operation = Callable[[AsyncStore], Coroutine[Any, Any, Any]]
@@ -105,6 +107,10 @@ async def group_that_goes_on(store: AsyncStore) -> None:
     async with store.write() as tx:
         with contextlib.suppress(asyncio.CancelledError):
             taken.append(await tx.tasks.dequeue())
+        if not taken:
+            waiting = await tx.tasks.get("waiting")
+            assert waiting is not None
+            assert waiting.status is TaskStatus.PENDING, "it is given back in the same transaction"
         await tx.messages.append(KEY, {"n": 2})
     owned_by_now.extend(taken)
 
@@ -357,3 +363,118 @@ def test_what_could_not_be_given_back_is_given_back_at_the_end(
     asyncio.run(main())
     with Store.open(db_path) as store:
         assert [task.status for task in store.tasks.list()] == [TaskStatus.PENDING]
+
+
+def test_a_task_whose_caller_is_cancelled_after_it_was_handed_over_is_given_back(
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the moment when a result is there and the one when the coroutine goes on with it."""
+    real = Step.resolve
+    dequeues: list[asyncio.Task[Any]] = []
+
+    def resolve(self: Step) -> None:
+        real(self)
+        if dequeues and isinstance(self.outcome, QueuedTask):
+            assert self.future is not None
+            assert self.future.done()
+            dequeues.pop().cancel()
+
+    async def main() -> None:
+        async with AsyncStore.open(db_path, durability="os") as store:
+            await store.tasks.enqueue(new_task("t"))
+            monkeypatch.setattr(Step, "resolve", resolve)
+            dequeue = asyncio.ensure_future(store.tasks.dequeue())
+            dequeues.append(dequeue)
+            with pytest.raises(asyncio.CancelledError):
+                await dequeue
+            task = await store.tasks.dequeue()
+            assert task is not None
+
+    asyncio.run(main())
+
+
+def test_a_task_taken_in_a_group_whose_end_was_not_waited_for_is_given_back(db_path: Path) -> None:
+    """Also when the group had been committed by then: nobody goes on with what was taken inside."""
+
+    async def take_and_note(store: AsyncStore) -> None:
+        async with store.write() as tx:
+            await tx.tasks.dequeue()
+            await tx.kv.set("taken", "yes")
+            leaving.set()
+
+    leaving = asyncio.Event()
+
+    async def main() -> None:
+        async with AsyncStore.open(db_path, durability="os") as store:
+            await store.tasks.enqueue(new_task("t"))
+            group = asyncio.ensure_future(take_and_note(store))
+            await leaving.wait()
+            while not store.store.tasks.list(TaskStatus.RUNNING):
+                pass  # the loop stands still until the group is committed
+            group.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await group
+            assert await store.tasks.dequeue() is not None
+            assert await store.kv.get("taken") == "yes"
+
+    asyncio.run(main())
+
+
+def test_a_group_whose_end_is_cancelled_in_time_is_aborted(db_path: Path) -> None:
+    go_on = threading.Event()
+
+    def slowly(text: str) -> str:
+        go_on.wait(20)
+        return text.upper()
+
+    async def main() -> None:
+        async with AsyncStore.open(db_path, durability="os") as store:
+            await store.cron.put("a", "b")
+            update: list[asyncio.Future[str]] = []
+
+            async def change() -> None:
+                async with store.write() as tx:
+                    update.append(asyncio.ensure_future(tx.cron.update("a", slowly)))
+                    await asyncio.sleep(0)
+
+            group = asyncio.ensure_future(change())
+            await until(lambda: bool(update) and not store._groups)
+            group.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await group
+            go_on.set()
+            assert await update[0] == "B"
+            assert await store.cron.get("a") == "b"
+            await store.cron.put("c", "d")
+            assert await store.cron.items() == [("a", "b"), ("c", "d")]
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_read_keeps_its_snapshot_to_itself_until_its_thread_is_done(db_path: Path) -> None:
+    async def main() -> None:
+        async with AsyncStore.open(db_path, durability="os") as store:
+            await store.messages.append(KEY, {"content": "a" * 64_000 + "!"})
+
+            async def cancelled_search(tx: AsyncTransaction) -> asyncio.Future[Any]:
+                scope: Any = tx.archive._scope
+                search = asyncio.ensure_future(tx.archive.grep(KEY, "(a+)+$", regex=True, timeout=0.5))
+                await until(lambda: scope._reading is not None and not scope._reading.done())
+                search.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await search
+                reading: asyncio.Future[Any] = scope._reading
+                assert not reading.done()
+                return reading
+
+            async with store.read() as tx:
+                reading = await cancelled_search(tx)
+                assert await tx.messages.count(KEY) == 1
+                assert reading.done(), "two threads at a time would have used the snapshot"
+                reading = await cancelled_search(tx)
+            assert store.database.stats().readers == 1, "it is still being read"
+            await until(reading.done)
+            await asyncio.sleep(0)
+            assert store.database.stats().readers == 0
+
+    asyncio.run(main())
