@@ -47,10 +47,12 @@ class Idempotency(Family[AnyFace]):
         mark(self._work, key)
 
     @writes
-    def cleanup(self, retention_secs: int) -> int:
+    def cleanup(self, retention_secs: int, *, force: bool = False) -> int:
         """Delete the keys that were marked longer ago than so many seconds.
 
+        force    believe the clock, however far it is ahead; see `Store.retention`
         returns  how many
+        raises   ClockError
         cost     O(keys deleted)
         """
-        return forget(self._work, self._work.now() - retention_secs)
+        return forget(self._work, self._work.check_clock(force=force) - retention_secs)

@@ -120,13 +120,15 @@ class Jobs(Family[AnyFace]):
         return True
 
     @writes
-    def cleanup_finished(self, retention_secs: int) -> int:
+    def cleanup_finished(self, retention_secs: int, *, force: bool = False) -> int:
         """Delete jobs that are over: ended, and delivered or out of attempts, and submitted longer ago than that.
 
+        force    believe the clock, however far it is ahead; see `Store.retention`
         returns  how many
+        raises   ClockError
         cost     O(jobs deleted)
         """
-        return forget(self._work, self._work.now() - retention_secs)
+        return forget(self._work, self._work.check_clock(force=force) - retention_secs)
 
 
 def forget(work: Work, cutoff: int, limit: int | None = None) -> int:

@@ -196,17 +196,20 @@ class Tasks(Family[AnyFace]):
         return [_with_messages(work, task) for task in found if task is not None]
 
     @writes
-    def cleanup_expired(self) -> int:
+    def cleanup_expired(self, *, force: bool = False) -> int:
         """Delete the tasks whose time to live is over: waiting ones, and finished ones whose user was notified.
 
         A task that is running, or whose reply nobody has seen, does not expire.
 
+        force    believe the clock, however far it is ahead; see `Store.retention`
         returns  how many
+        raises   ClockError
         cost     O(tasks deleted)
         """
         work = self._work
         count = 0
-        for (_, arrival), _ in work.view(TASK_EXPIRY.table).range(None, (key_int(work.now()),)):
+        now = work.check_clock(force=force)
+        for (_, arrival), _ in work.view(TASK_EXPIRY.table).range(None, (key_int(now),)):
             task = work.get(TASKS, arrival)
             if task is not None:
                 work.remove(TASKS, arrival, task)

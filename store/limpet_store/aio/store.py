@@ -21,10 +21,10 @@ from ..check import CheckReport
 from ..errors import LoopError
 from ..families import Families
 from ..family import Awaited
-from ..store import DAY_S, Store
+from ..store import Store
 from ..tier import MemoryTier
 from ..transfer import ImportReport
-from ..work import Work
+from ..work import DAY_S, Work
 from .groups import AsyncTransaction, ReadGroup, WriteGroup, open_groups_around
 from .writer import Group, Step, Writer
 
@@ -354,6 +354,7 @@ class AsyncStore(Families[Awaited]):
         idempotency_s: int | None = DAY_S,
         jobs_s: int | None = DAY_S,
         limit: int = 1000,
+        force: bool = False,
     ) -> dict[str, int]:
         """Delete what is older, a small step at a time; see `Store.retention`."""
         removed: dict[str, int] = await self._in_writer(
@@ -364,6 +365,7 @@ class AsyncStore(Families[Awaited]):
                 idempotency_s=idempotency_s,
                 jobs_s=jobs_s,
                 limit=limit,
+                force=force,
             )
         )
         return removed

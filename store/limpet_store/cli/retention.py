@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from ..store import DAY_S
+from ..work import DAY_S
 from .common import OK, at_least_one, open_store, print_json
 
 HELP = "delete what is old"
@@ -27,6 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         shown = "never" if default is None else "1d"
         parser.add_argument(f"--{name}", metavar="AGE", type=_age, default=default, help=f"{what}; default {shown}")
+    parser.add_argument(
+        "--force", action="store_true", help="believe the clock, also when it is far ahead of the store"
+    )
     parser.add_argument("--step", metavar="N", type=at_least_one, default=1000, help="rows in one commit; default 1000")
 
 
@@ -41,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
                 idempotency_s=args.idempotency,
                 jobs_s=args.jobs,
                 limit=args.step,
+                force=args.force,
             )
             removed.update(step)
             if not any(step.values()):
