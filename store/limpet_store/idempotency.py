@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .family import AnyFace, Family, reads, writes
-from .schema import IDEMPOTENCY, IDEMPOTENCY_TIMES, key_int
+from .schema import IDEMPOTENCY, IDEMPOTENCY_TIMES, check_key, key_int
 from .work import Work
 
 
@@ -44,6 +44,7 @@ class Idempotency(Family[AnyFace]):
     @writes
     def mark_delivered(self, key: str) -> None:
         """Mark a key; marking it again refreshes its time."""
+        check_key(key)
         mark(self._work, key)
 
     @writes

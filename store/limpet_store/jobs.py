@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from .errors import ConflictError, ExistsError, NotFoundError
 from .family import AnyFace, Family, reads, writes
 from .records import ExternalJob, changed
-from .schema import JOB_ENDS, JOB_POLLS, JOBS, key_int
+from .schema import JOB_ENDS, JOB_POLLS, JOBS, check_key, key_int
 from .work import Work
 
 LEASE_S = 600  # how long a claimed job is left alone by the others; longer than any poll and download should take
@@ -36,6 +36,7 @@ class Jobs(Family[AnyFace]):
         """
         work = self._work
         _check(job)
+        check_key(job.id)
         if job.id in work.view(JOBS.table):
             raise ExistsError(self.name, job.id)
         stamped = job.stamped(work.now())

@@ -16,7 +16,17 @@ from . import idempotency, wire
 from .errors import ExistsError, NotFoundError
 from .family import AnyFace, Family, reads, writes
 from .records import QueuedMessage, QueuedTask, Submission, TaskStatus, changed
-from .schema import QUARANTINE, TASK_EXPIRY, TASK_IDS, TASK_MESSAGES, TASK_QUEUE, TASK_SESSIONS, TASKS, key_int
+from .schema import (
+    QUARANTINE,
+    TASK_EXPIRY,
+    TASK_IDS,
+    TASK_MESSAGES,
+    TASK_QUEUE,
+    TASK_SESSIONS,
+    TASKS,
+    check_key,
+    key_int,
+)
 from .work import Work
 
 MAX_ATTEMPTS = 5  # how often a task may be running when the process dies before it is thought to be the cause
@@ -39,7 +49,7 @@ class Tasks(Family[AnyFace]):
         is never deleted with a task that was old before it came.
 
         returns  Submission(kind, task_id) with the id of the task that will answer
-        raises   TypeError, ValueError or ExistsError before anything changes
+        raises   TypeError, ValueError, LimitError or ExistsError before anything changes
         cost     O(tasks of this session that are waiting), one as a rule
         """
         work = self._work
@@ -69,7 +79,7 @@ class Tasks(Family[AnyFace]):
 
         task     its id must be new; times that were left out are the store's
         returns  its id
-        raises   ExistsError, TypeError, ValueError; nothing has changed then
+        raises   ExistsError, TypeError, ValueError, LimitError; nothing has changed then
         """
         return _insert(self._work, _checked(self._work, task))
 
@@ -118,7 +128,11 @@ class Tasks(Family[AnyFace]):
         if notified is not None:
             changes["notified"] = notified
         _update(self._work, id, **changes)
-        idempotency.mark(self._work, idempotency.turn_key(id, turn) if idempotency_key is None else idempotency_key)
+        if idempotency_key is None:
+            idempotency_key = idempotency.turn_key(id, turn)
+        else:
+            check_key(idempotency_key)
+        idempotency.mark(self._work, idempotency_key)
 
     @writes
     def requeue_running(self, max_attempts: int = MAX_ATTEMPTS) -> int:
@@ -280,6 +294,8 @@ def _checked(work: Work, task: QueuedTask) -> QueuedTask:
         raise ValueError("a task has at least one message")
     for message in task.messages:
         _check_message(message)
+    check_key(task.session_key)
+    check_key(task.id)
     if task.ttl_secs < 0:
         raise ValueError(f"ttl_secs is 0 (never) or more, not {task.ttl_secs}")
     return task.stamped(work.now())
