@@ -8,6 +8,7 @@ on the way in: NaN and infinities, lone surrogates, integers outside [-2^63, 2^6
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -105,8 +106,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # None
+        (double, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {double!r} is there twice in one object")
     return value
 
