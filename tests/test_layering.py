@@ -92,6 +92,8 @@ STORE_ORDER = [
     "jobs",
     "idempotency",
     "archive",
+    "regex",
+    "regex_child",
     "messages",
     "sessions",
     "pairing",

@@ -189,13 +189,57 @@ def _decode_datetime(data: bytes) -> datetime.datetime:
 
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_TEXT = frozenset({str})
+_JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def _encode_json(value: Any) -> bytes:
+    """Encode None, bool, int, float, str, list, tuple or dict with text keys, nested freely, as JSON text.
+
+    A tuple comes back as a list, and an instance of a subclass (an OrderedDict, a StrEnum) as one of the class that
+    JSON knows. What would come back as something else is refused.
+
+    raises   TypeError for a type that JSON does not know, and for a key that is not text: {5: "a", "5": "b"} would
+             come back as {"5": "b"}; ValueError for NaN, an infinity, a lone surrogate, a value that contains itself
+             or is nested too deeply, an integer of more digits than sys.get_int_max_str_digits()
+    cost     one pass of the C encoder, and one over the dicts and lists in Python for their keys
+    """
     try:
-        return _to_json(value).encode()
+        text = _to_json(value)
     except RecursionError as error:
         raise ValueError("the value is nested too deeply for JSON, or contains itself") from error
+    if type(value) not in _JSON_SCALARS:
+        _check_json_keys(value)
+    return text.encode()
+
+
+def _check_json_keys(value: Any) -> None:
+    """TypeError for a key that is not text: the encoder makes text of numbers, booleans and None without a word.
+
+    Not recursive: the encoder has shown that the value has an end, but not that the stack has room for a second pass.
+    """
+    waiting = [value]
+    while waiting:
+        container = waiting.pop()
+        children = container
+        if isinstance(container, dict):
+            if not _TEXT.issuperset(map(type, container)):
+                _check_unusual_keys(container)
+            children = container.values()
+        elif not isinstance(container, list | tuple):
+            continue
+        if not _JSON_SCALARS.issuperset(map(type, children)):
+            waiting += [child for child in children if type(child) not in _JSON_SCALARS]
+
+
+def _check_unusual_keys(container: dict[Any, Any]) -> None:
+    texts = set()
+    for key in container:
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of a JSON object are text, and {key!r} is {type(key).__name__}; use str(key)")
+        texts.add(str.__str__(key))
+    if len(texts) < len(container):  # a subclass of str may have its own idea of what is equal
+        raise TypeError(f"two of the keys {list(container)!r} are the same text")
 
 
 def _decode_json(data: bytes) -> Any:

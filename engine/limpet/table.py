@@ -158,26 +158,44 @@ class TableView(MutableMapping[Any, Any]):
         """Set many entries, as dict.update does. Twice as fast as one by one.
 
         other    a mapping, or (key, value) pairs; they are taken 1,000 at a time
-        raises   as setting them one by one; the entries of the thousand in which an error is are not set
+        raises   as setting them one by one, and whatever `other` raises; as in a dict, the entries before that are set
         """
         pairs = iter(other.items() if isinstance(other, Mapping) else _pairs(other))
-        table = self._table
-        while batch := list(islice(pairs, _UPDATE_BATCH)):
-            keys: list[bytes] = [key for key, _ in batch]
-            values: list[bytes] = [value for _, value in batch]
-            if not (table.plain_key and set(map(type, keys)) == {bytes}):
-                keys = list(map(table.encode_key, keys))
-            if not (table.plain_value and set(map(type, values)) == {bytes}):
-                values = list(map(table.encode_value, values))
-            tree = self._writable()
-            key_sizes, value_sizes = list(map(len, keys)), list(map(len, values))
-            longest_key, longest_value = max(key_sizes), max(value_sizes)
-            if longest_key > tree.max_key_size or longest_value > MAX_VALUE_SIZE:
-                raise self._too_large(max(keys, key=len), max(values, key=len))
-            # Everything is measured once, here: a tenth of the time of a bulk load up to its commit.
-            tree.set_many(keys, values, sum(key_sizes) + sum(value_sizes), longest_key + longest_value)
+        while True:
+            keys: list[Any] = []
+            values: list[Any] = []
+            try:
+                for key, value in islice(pairs, _UPDATE_BATCH):
+                    keys.append(key)
+                    values.append(value)
+            finally:
+                if keys:
+                    self._set_many(keys, values)
+            if not keys:
+                break
         if entries:
             self.update(entries)
+
+    def _set_many(self, keys: list[Any], values: list[Any]) -> None:
+        """Set entries at once; when one of them cannot be set, those before it are, and its error is raised."""
+        table = self._table
+        encoded_keys, encoded_values = keys, values
+        try:
+            if not (table.plain_key and set(map(type, keys)) == {bytes}):
+                encoded_keys = list(map(table.encode_key, keys))
+            if not (table.plain_value and set(map(type, values)) == {bytes}):
+                encoded_values = list(map(table.encode_value, values))
+            key_sizes, value_sizes = list(map(len, encoded_keys)), list(map(len, encoded_values))
+            longest_key, longest_value = max(key_sizes), max(value_sizes)
+            if longest_key > self._tree.max_key_size or longest_value > MAX_VALUE_SIZE:
+                raise self._too_large(max(encoded_keys, key=len), max(encoded_values, key=len))
+        except BaseException:
+            for key, value in zip(keys, values, strict=True):
+                self[key] = value
+            raise
+        # Everything is measured once, here: a tenth of the time of a bulk load up to its commit.
+        size = sum(key_sizes) + sum(value_sizes)
+        self._writable().set_many(encoded_keys, encoded_values, size, longest_key + longest_value)
 
     def __delitem__(self, key: Any) -> None:
         self._meet()

@@ -27,9 +27,9 @@ from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
 from .chain import Commit
-from .errors import ClosedError, LimitError, LimpetError, NoSuchTableError
+from .errors import BusyError, ClosedError, LimitError, LimpetError, NoSuchTableError
 from .format import CATALOGUE_ENTRY, FIRST_TABLE_TREE, make_stamp, max_inline_entry, max_key_size
-from .overlay import CHANGING, ENDED, LOOKING, NOTHING_KNOWN, Changed, T, TableInfo, WorkingTree, in_the_middle
+from .overlay import CHANGING, ENDED, LOOKING, NOTHING_KNOWN, Changed, T, TableInfo, WorkingTree
 from .paging import PageSource, PageWork
 from .reader import ended, not_copied
 from .table import Table, TableView
@@ -136,6 +136,8 @@ class WriteTransaction:
             view._met = codecs
             view._known = NOTHING_KNOWN
             view = self._views.setdefault(table, view)
+            if not self.is_open:  # somebody has ended it meanwhile, and does not know of this one
+                raise ended()
         return view
 
     def table(self, table: Table | str) -> TableView:
@@ -292,6 +294,7 @@ class WriteTransaction:
     def end(self) -> None:
         """It is over: nothing can be done with it or its tables any more. Not for users; may be called twice."""
         self.is_open = False
+        self.in_step = CHANGING  # for ever: who has a tree at hand still is refused
         for view in list(self._views.values()):
             view._tree = ENDED
         # The trees know the transaction. Left to the collector of cycles, each commit would keep what it began with
@@ -302,7 +305,7 @@ class WriteTransaction:
     def step(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function as a step: BusyError for who comes in the middle of another one. Not for users."""
         if self.in_step:
-            raise in_the_middle()
+            raise self.refusal()
         try:
             self.in_step = LOOKING
             result = function(*arguments)
@@ -334,7 +337,16 @@ class WriteTransaction:
     def refuse_in_step(self) -> None:
         """BusyError if this thread is in the middle of changing it. Not for users."""
         if self.in_step:
-            raise in_the_middle()
+            raise self.refusal()
+
+    def refusal(self) -> Exception:
+        """What to tell who wants to begin a step while there is another one. Not for users."""
+        if not self.is_open:
+            return ended()
+        return BusyError(
+            "this thread is in the middle of a change of the same transaction, which a signal handler or a finalizer "
+            "has interrupted; do it after that"
+        )
 
     # -- what the trees ask for (overlay.Owner) --------------------------------------------------
 

@@ -7,6 +7,10 @@
         ConflictError     an update made from an older version of the row than the stored one
         SchemaError       the file has no store in it, or one that a newer release wrote
         UndecodableError  a row's text is not what the table holds (also a ValueError)
+        PatternError      a text is no regular expression, or too long for one (also a ValueError)
+        SearchLimitError  a search with a regular expression was ended at its bound
+        ClockError        the clock is far ahead of all times that the store has recorded: nothing is deleted by it
+        LoopError         an AsyncStore is used from an event loop that is not its own (also a RuntimeError)
     UnstorableError       a value that JSON cannot hold (a ValueError and a TypeError)
 
 A row that is missing is no error when it is asked for: `get` gives None. Wrong Python types
@@ -84,6 +88,40 @@ class SchemaError(StoreError):
 
 class UndecodableError(StoreError, ValueError):
     """A row's text cannot be read as the record that its table holds."""
+
+
+class PatternError(StoreError, ValueError):
+    """The text cannot be searched for as a regular expression."""
+
+
+class SearchLimitError(StoreError):
+    """A search with a regular expression took more time, or more memory, than it may; what it found is forgotten.
+
+    timeout   seconds that it had
+    searched  messages that it had searched by then
+    """
+
+    def __init__(self, message: str, *, timeout: float, searched: int) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        self.searched = searched
+
+
+class ClockError(StoreError):
+    """Nothing was deleted for its age, because the clock can hardly be right.
+
+    now       what the clock says, Unix seconds
+    recorded  the newest time that the store has recorded, Unix seconds
+    """
+
+    def __init__(self, message: str, *, now: int, recorded: int) -> None:
+        super().__init__(message)
+        self.now = now
+        self.recorded = recorded
+
+
+class LoopError(StoreError, RuntimeError):
+    """An AsyncStore is used from another event loop than the one it was opened in; nothing was done."""
 
 
 class UnstorableError(ValueError, TypeError):

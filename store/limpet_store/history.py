@@ -30,6 +30,7 @@ from .schema import (
     R,
     Rows,
     after_text,
+    check_key,
 )
 from .work import Work
 
@@ -61,10 +62,12 @@ def open_session(work: Work, key: str, now: int) -> tuple[SessionMeta, SessionMe
     """The session as it is, or as it begins.
 
     returns  (meta, stored): the row to go on from, and the stored row or None when there is none
+    raises   LimitError when a session cannot begin under a key of this size
     """
     stored = work.get(SESSIONS, key)
     if stored is not None:
         return stored, stored
+    check_key(key)
     generation = last_generation(work, key) + 1
     return SessionMeta(session_key=key, created_at=now, last_active=now, generation=generation), None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .family import AnyFace, Family, reads, writes
-from .schema import IDEMPOTENCY, IDEMPOTENCY_TIMES, key_int
+from .schema import IDEMPOTENCY, IDEMPOTENCY_TIMES, check_key, key_int
 from .work import Work
 
 
@@ -48,13 +48,16 @@ class Idempotency(Family[AnyFace]):
     @writes
     def mark_delivered(self, key: str) -> None:
         """Mark a key; marking it again refreshes its time."""
+        check_key(key)
         mark(self._work, key)
 
     @writes
-    def cleanup(self, retention_secs: int) -> int:
+    def cleanup(self, retention_secs: int, *, force: bool = False) -> int:
         """Delete the keys that were marked longer ago than so many seconds.
 
+        force    believe the clock, however far it is ahead; see `Store.retention`
         returns  how many
+        raises   ClockError
         cost     O(keys deleted)
         """
-        return forget(self._work, self._work.now() - retention_secs)
+        return forget(self._work, self._work.check_clock(force=force) - retention_secs)

@@ -7,12 +7,13 @@ version is refused: of two pollers, the later one does not win with older data.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from .errors import ConflictError, ExistsError, NotFoundError
 from .family import AnyFace, Family, reads, writes
 from .records import ExternalJob, changed
-from .schema import JOB_ENDS, JOB_POLLS, JOBS, key_int
+from .schema import JOB_ENDS, JOB_POLLS, JOBS, check_key, key_int
 from .work import Work
 
 LEASE_S = 600  # how long a claimed job is left alone by the others; longer than any poll and download should take
@@ -35,6 +36,7 @@ class Jobs(Family[AnyFace]):
         """
         work = self._work
         _check(job)
+        check_key(job.id)
         if job.id in work.view(JOBS.table):
             raise ExistsError(self.name, job.id)
         stamped = job.stamped(work.now())
@@ -90,7 +92,8 @@ class Jobs(Family[AnyFace]):
         now      Unix seconds
         limit    at most so many, 0 or more
         lease    seconds until they are due again if the caller does not come back; 1 or more
-        returns  the jobs, with next_poll_at = now + lease and the version to update from
+        returns  the jobs, with next_poll_at = now + lease and the version to update from. With AsyncStore, jobs whose
+                 caller was cancelled before it got them are due again as they were
         cost     O(jobs returned)
         """
         if limit < 0:
@@ -105,6 +108,7 @@ class Jobs(Family[AnyFace]):
             taken = changed(job, next_poll_at=now + lease, version=job.version + 1)
             work.put(JOBS, job.id, taken, job)
             claimed.append(taken)
+            work.on_unclaimed(functools.partial(_unclaim, job))
         return claimed
 
     @writes
@@ -117,13 +121,15 @@ class Jobs(Family[AnyFace]):
         return True
 
     @writes
-    def cleanup_finished(self, retention_secs: int) -> int:
+    def cleanup_finished(self, retention_secs: int, *, force: bool = False) -> int:
         """Delete jobs that are over: ended, and delivered or out of attempts, and submitted longer ago than that.
 
+        force    believe the clock, however far it is ahead; see `Store.retention`
         returns  how many
+        raises   ClockError
         cost     O(jobs deleted)
         """
-        return forget(self._work, self._work.now() - retention_secs)
+        return forget(self._work, self._work.check_clock(force=force) - retention_secs)
 
 
 def forget(work: Work, cutoff: int, limit: int | None = None, *, dry_run: bool = False) -> int:
@@ -141,6 +147,13 @@ def forget(work: Work, cutoff: int, limit: int | None = None, *, dry_run: bool =
                 work.remove(JOBS, job_id, job)
             count += 1
     return count
+
+
+def _unclaim(due: ExternalJob, work: Work) -> None:
+    """Undo a claim of a job that nobody got, unless somebody has written the job since."""
+    stored = work.get(JOBS, due.id)
+    if stored is not None and stored.version == due.version + 1:
+        work.put(JOBS, due.id, changed(due, version=stored.version + 1), stored)
 
 
 def _due(work: Work, now: int) -> Iterator[ExternalJob]:

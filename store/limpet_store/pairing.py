@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .family import AnyFace, Family, reads, writes
 from .records import Approved, PairingState
-from .schema import PAIRING, after_text
+from .schema import PAIRING, after_text, check_key
 
 
 class Pairing(Family[AnyFace]):
@@ -23,7 +23,10 @@ class Pairing(Family[AnyFace]):
         """Write a peer's state; TypeError when it is neither Approved nor Pending."""
         if not isinstance(state, PairingState):
             raise TypeError(f"Approved or Pending is needed, not {type(state).__name__}")
-        self._work.put(PAIRING, (channel, peer_id), state, self._work.get(PAIRING, (channel, peer_id)))
+        old = self._work.get(PAIRING, (channel, peer_id))
+        if old is None:
+            check_key(channel, peer_id)
+        self._work.put(PAIRING, (channel, peer_id), state, old)
 
     @reads
     def approved(self, channel: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from . import history, idempotency, jobs
-from .schema import ARCHIVE_HOURS, SESSION_HOURS, SESSIONS, hour
+from .schema import ARCHIVE_HOURS, HOUR_S, IDEMPOTENCY_TIMES, JOB_ENDS, SESSION_HOURS, SESSIONS, hour
 from .work import Work
 
 MESSAGES_PER_SESSION = 10  # a step stops early when it has deleted so many times its limit in active messages
@@ -20,11 +20,12 @@ def apply(
     jobs_s: int | None,
     limit: int,
     dry_run: bool = False,
+    force: bool = False,
 ) -> dict[str, int]:
     """Delete what is older; see `Store.retention`, which says what everything means."""
     if limit < 1:
         raise ValueError(f"a limit is 1 or more, not {limit}")
-    now = work.now()
+    now = work.check_clock(force=force)
     removed = {"sessions": 0, "archive": 0, "idempotency": 0, "jobs": 0}
     with contextlib.nullcontext() if dry_run else work.setting_aside(*removed):
         if idempotency_s is not None:
@@ -40,6 +41,16 @@ def apply(
                 work, now - _age(sessions_s), limit - sum(removed.values()), dry_run=dry_run
             )
     return removed
+
+
+def newest_time(work: Work) -> int | None:
+    """The newest time that the store has recorded, as its indexes know it, which may be to the hour; None: no time yet.
+
+    cost  a look at the end of four tables
+    """
+    ends = (work.view(index.table).last() for index in (SESSION_HOURS, ARCHIVE_HOURS, IDEMPOTENCY_TIMES, JOB_ENDS))
+    units = (HOUR_S, HOUR_S, 1, 1)
+    return max((end[0][0] * unit for end, unit in zip(ends, units, strict=True) if end is not None), default=None)
 
 
 def _age(seconds: float) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from limpet import BYTES, INT, STR, Table
+from limpet import BYTES, INT, STR, LimitError, Table
 
 from . import wire
 from .errors import UndecodableError
@@ -40,6 +40,8 @@ from .records import (
 SCHEMA_VERSION = 1  # see migrations.py for what older ones were
 HOUR_S = 3600
 KEY_INT_MAX = 2**63 - 1  # the largest integer in a key; rows may hold integers up to 2^64 - 1
+KEY_SIZE_MAX = 984  # bytes of the caller's text in a key; the engine takes 1024 with all that stands beside it
+_PLAIN_LENGTH = KEY_SIZE_MAX // 4  # characters; no text of so few is larger than KEY_SIZE_MAX
 NUMBER_MAX = 2**62  # numbers that come from elsewhere stay below: as many again are left for those that follow them
 ACTIVE = 0  # in a counter's key: the active rows of the session; archived generations count from 1
 
@@ -113,6 +115,36 @@ class Rows(Generic[K, R]):
 def after_text(text: str) -> str:
     """The first text after this one: (after_text(key),) ends the range of the tuples that begin with key."""
     return text + "\0"
+
+
+def check_key(*texts: str) -> None:
+    """Raise LimitError when a new row under this key could be written here, but not be served everywhere.
+
+    What a caller names is part of several keys, some with numbers and other text beside it. The longest is that of a
+    turn's mark in the index by time: "task:", the task's id, ":turn:", 20 digits, and 9 bytes more. So one limit holds
+    for session keys, ids, names, and for both texts of a key together that has two. Rows that are there already under
+    longer keys can be used further.
+
+    raises  LimitError; TypeError when one of them is no text; UnstorableError when UTF-8 cannot hold it
+    """
+    length = 0
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"a key is text, not {type(text).__name__}")
+        length += len(text)
+    if length <= _PLAIN_LENGTH:
+        return
+    size = 0
+    for text in texts:
+        raw = wire.check_text(text).encode()
+        size += len(raw) + raw.count(b"\0") + raw.count(b"\1")  # these two are escaped
+    if size > KEY_SIZE_MAX:
+        raise LimitError(
+            f"the key {texts[0][:40]!r}... takes {size} bytes, at most {KEY_SIZE_MAX} can be kept (of UTF-8; the bytes "
+            "00 and 01 count twice)",
+            size=size,
+            limit=KEY_SIZE_MAX,
+        )
 
 
 def key_int(value: int) -> int:

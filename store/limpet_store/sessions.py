@@ -10,7 +10,7 @@ from . import history
 from .errors import NotFoundError
 from .family import AnyFace, Family, reads, writes
 from .records import SessionMeta, TitleSource, changed
-from .schema import NUMBER_MAX, SESSIONS
+from .schema import NUMBER_MAX, SESSIONS, check_key
 from .work import Work
 
 
@@ -45,8 +45,10 @@ class Sessions(Family[AnyFace]):
 
         meta    its session_key must be `key`. Numbers that were used stay used: where its generation or message_count
                 is lower than what is stored, or was stored before the session was deleted, they are raised
-        raises  TypeError, ValueError before anything changes
+        raises  TypeError, ValueError, LimitError before anything changes
         """
+        if self._work.get(SESSIONS, key) is None:
+            check_key(key)
         put(self._work, key, meta)
 
     @reads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import time
@@ -15,18 +16,17 @@ import limpet
 
 from . import check, migrations, retention, transfer
 from .check import CheckReport
-from .errors import StoreError
+from .errors import SchemaError, StoreError
 from .families import Families
 from .family import Direct
 from .tier import MemoryTier
 from .transaction import Transaction
 from .transfer import ImportReport
-from .work import Context, Work
+from .work import DAY_S, Context, Work
 
 logger = logging.getLogger("limpet_store")
 
 LINES_PER_COMMIT = 1000  # of an import: large enough to share a sync, small enough not to fill the cache
-DAY_S = 86400
 
 
 class Store(Families[Direct]):
@@ -45,6 +45,8 @@ class Store(Families[Direct]):
         self._database = database
         self._context = context
         self.tier = tier
+        # Called where a thread may have to wait for another one's transaction; raises where that would be for ever.
+        self.before_waiting: Callable[[], None] | None = None
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -117,13 +119,15 @@ class Store(Families[Direct]):
 
     def _prepare(self, path: str, *, read_only: bool) -> None:
         with self.reading() as work:
-            if migrations.is_current(work):
-                return
-            if read_only:
+            current = migrations.is_current(work)
+            if not current and read_only:
                 migrations.check_readable(work, path)
-                return
-        with self.writing() as work:
-            migrations.prepare(work, path)
+        if not current and not read_only:
+            with self.writing() as work:
+                migrations.prepare(work, path)
+        with self.reading() as work:
+            newest = retention.newest_time(work)
+            self._context.newest = work.now() if newest is None else newest
 
     @property
     def database(self) -> limpet.Database:
@@ -132,6 +136,8 @@ class Store(Families[Direct]):
 
     def close(self) -> None:
         """Close the file and let go of its lock; calling it again does nothing."""
+        if self.before_waiting is not None:
+            self.before_waiting()
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -182,6 +188,8 @@ class Store(Families[Direct]):
 
         Even so, what was seen in it is told to nobody before it is durable: the engine waits for what it began on.
         """
+        if self.before_waiting is not None:
+            self.before_waiting()
         engine = self._database.write(durability=durability, timeout=timeout)
         work = Work(engine, self._context, writable=True)
         try:
@@ -230,6 +238,7 @@ class Store(Families[Direct]):
         jobs_s: int | None = DAY_S,
         limit: int = 1000,
         dry_run: bool = False,
+        force: bool = False,
     ) -> dict[str, int]:
         """Delete what is older than so many seconds, a small step at a time; None keeps a family for ever.
 
@@ -241,7 +250,10 @@ class Store(Families[Direct]):
         limit          at most so many rows in this call, 1 or more; a session counts as one, but a step also ends when
                        it has deleted ten times as many messages
         dry_run        count the rows that this call would delete, and write nothing; with a large limit, all of them
+        force          believe the clock. Otherwise one that is more than 366 days ahead of every time that the store
+                       had recorded when it was opened, and of what the clock has said since, deletes nothing
         returns        how many of each family; call again while they add up to the limit
+        raises         ClockError, which says both times; ValueError
         cost           what it deletes, in one commit; nothing at all when nothing is old enough; with `dry_run` one
                        pass over what is old enough, on one snapshot
         """
@@ -254,6 +266,7 @@ class Store(Families[Direct]):
                 jobs_s=jobs_s,
                 limit=limit,
                 dry_run=dry_run,
+                force=force,
             )
 
     def backup(self, path: str | os.PathLike[str]) -> None:
@@ -278,32 +291,42 @@ class Store(Families[Direct]):
     def import_jsonl(self, stream: Iterable[str] | Iterable[bytes]) -> ImportReport:
         """Add what `export_jsonl` wrote; importing it again changes nothing.
 
-        stream   a stream or any iterable of lines
+        stream   a stream or any iterable of lines, as text or as UTF-8; a byte order mark is skipped
         returns  a report: lines, changed, and the errors of the lines that were left out, with their numbers
-        raises   what a commit raises, TypeError for a path or a text; broken lines are in the report
+        raises   SchemaError when a newer release wrote the lines and UndecodableError when they are UTF-16 or UTF-32,
+                 both at the first line, with nothing imported; TypeError for a path or a text; what a commit raises;
+                 what the stream raises, with the lines before that imported. Broken lines are in the report
         cost     one commit for every 1000 lines
         """
         if isinstance(stream, str | bytes | os.PathLike):  # the letters of a path would be taken for lines
             raise TypeError(f"lines are needed, not {type(stream).__name__}: give an open file, or text.splitlines()")
         report = ImportReport()
         numbered = enumerate(stream, 1)
-        while batch := list(_some(numbered, LINES_PER_COMMIT)):
-            with self.writing() as work, work.setting_aside():
-                for number, line in batch:
-                    if not line.strip():
-                        continue
-                    report.lines += 1
-                    try:
-                        with work.savepoint():
-                            report.changed += transfer.import_line(work, line)
-                    except (ValueError, TypeError, StoreError) as error:
-                        report.errors.append((number, str(error)))
+        more = True
+        while more:
+            batch: list[tuple[int, Any]] = []
+            try:
+                batch.extend(itertools.islice(numbered, LINES_PER_COMMIT))
+                more = len(batch) == LINES_PER_COMMIT
+            finally:
+                if batch:
+                    self._import(batch, report)
         return report
 
-
-def _some(lines: Iterator[tuple[int, Any]], count: int) -> Iterator[tuple[int, Any]]:
-    for _, line in zip(range(count), lines, strict=False):
-        yield line
+    def _import(self, batch: list[tuple[int, Any]], report: ImportReport) -> None:
+        with self.writing() as work, work.setting_aside():
+            for number, line in batch:
+                line = transfer.as_json(line, first=number == 1)
+                if not line.strip():
+                    continue
+                report.lines += 1
+                try:
+                    with work.savepoint():
+                        report.changed += transfer.import_line(work, line)
+                except SchemaError as error:
+                    raise SchemaError(f"line {number}: {error}", found=error.found, supported=error.supported) from None
+                except (ValueError, TypeError, StoreError) as error:
+                    report.errors.append((number, str(error)))
 
 
 def _writer(stream: Any) -> Callable[[str], object]:

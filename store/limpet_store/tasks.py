@@ -8,6 +8,7 @@ within a second. Everything the gateway asks is answered from an index.
 from __future__ import annotations
 
 import builtins
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,17 @@ from . import idempotency, wire
 from .errors import ExistsError, NotFoundError
 from .family import AnyFace, Family, reads, writes
 from .records import QueuedMessage, QueuedTask, Submission, TaskStatus, changed
-from .schema import QUARANTINE, TASK_EXPIRY, TASK_IDS, TASK_MESSAGES, TASK_QUEUE, TASK_SESSIONS, TASKS, key_int
+from .schema import (
+    QUARANTINE,
+    TASK_EXPIRY,
+    TASK_IDS,
+    TASK_MESSAGES,
+    TASK_QUEUE,
+    TASK_SESSIONS,
+    TASKS,
+    check_key,
+    key_int,
+)
 from .work import Work
 
 MAX_ATTEMPTS = 5  # how often a task may be running when the process dies before it is thought to be the cause
@@ -38,7 +49,7 @@ class Tasks(Family[AnyFace]):
         is never deleted with a task that was old before it came.
 
         returns  Submission(kind, task_id) with the id of the task that will answer
-        raises   TypeError, ValueError or ExistsError before anything changes
+        raises   TypeError, ValueError, LimitError or ExistsError before anything changes
         cost     O(tasks of this session that are waiting), one as a rule
         """
         work = self._work
@@ -68,7 +79,7 @@ class Tasks(Family[AnyFace]):
 
         task     its id must be new; times that were left out are the store's
         returns  its id
-        raises   ExistsError, TypeError, ValueError; nothing has changed then
+        raises   ExistsError, TypeError, ValueError, LimitError; nothing has changed then
         """
         return _insert(self._work, _checked(self._work, task))
 
@@ -78,15 +89,18 @@ class Tasks(Family[AnyFace]):
 
         SYSTEM goes before CRON before USER, then the oldest, then the one that arrived first.
 
-        returns  the task with its messages, or None when nothing is waiting
+        returns  the task with its messages, or None when nothing is waiting. With AsyncStore, a task whose caller was
+                 cancelled before it got it is put back where it was
         cost     the same whether 10 or 10,000 tasks are waiting
         """
         work = self._work
         for arrival in _queued(work, TaskStatus.PENDING):
             task = work.get(TASKS, arrival)
             if task is not None:
-                running = changed(task, status=TaskStatus.RUNNING, updated_at=work.now())
+                now = work.now()
+                running = changed(task, status=TaskStatus.RUNNING, updated_at=now)
                 work.put(TASKS, arrival, running, task)
+                work.on_unclaimed(functools.partial(_give_back, task, now))
                 return _with_messages(work, running)
         return None
 
@@ -114,7 +128,11 @@ class Tasks(Family[AnyFace]):
         if notified is not None:
             changes["notified"] = notified
         _update(self._work, id, **changes)
-        idempotency.mark(self._work, idempotency.turn_key(id, turn) if idempotency_key is None else idempotency_key)
+        if idempotency_key is None:
+            idempotency_key = idempotency.turn_key(id, turn)
+        else:
+            check_key(idempotency_key)
+        idempotency.mark(self._work, idempotency_key)
 
     @writes
     def requeue_running(self, max_attempts: int = MAX_ATTEMPTS) -> int:
@@ -192,17 +210,20 @@ class Tasks(Family[AnyFace]):
         return [_with_messages(work, task) for task in found if task is not None]
 
     @writes
-    def cleanup_expired(self) -> int:
+    def cleanup_expired(self, *, force: bool = False) -> int:
         """Delete the tasks whose time to live is over: waiting ones, and finished ones whose user was notified.
 
         A task that is running, or whose reply nobody has seen, does not expire.
 
+        force    believe the clock, however far it is ahead; see `Store.retention`
         returns  how many
+        raises   ClockError
         cost     O(tasks deleted)
         """
         work = self._work
         count = 0
-        for (_, arrival), _ in work.view(TASK_EXPIRY.table).range(None, (key_int(work.now()),)):
+        now = work.check_clock(force=force)
+        for (_, arrival), _ in work.view(TASK_EXPIRY.table).range(None, (key_int(now),)):
             task = work.get(TASKS, arrival)
             if task is not None:
                 work.remove(TASKS, arrival, task)
@@ -231,6 +252,15 @@ class Tasks(Family[AnyFace]):
                 _merge(work, task, [message.stamped(now)], ttl_secs=lives)
                 return True
         return False
+
+
+def _give_back(waiting: QueuedTask, now: int, work: Work) -> None:
+    """Undo a dequeue whose task nobody got, unless somebody has changed the task since."""
+    assert waiting.arrival is not None
+    running = changed(waiting, status=TaskStatus.RUNNING, updated_at=now)
+    stored = work.get(TASKS, waiting.arrival)
+    if stored == running and stored.attempts == running.attempts:  # attempts are not compared
+        work.put(TASKS, waiting.arrival, waiting, stored)
 
 
 def load(work: Work, arrival: int) -> QueuedTask | None:
@@ -264,6 +294,8 @@ def _checked(work: Work, task: QueuedTask) -> QueuedTask:
         raise ValueError("a task has at least one message")
     for message in task.messages:
         _check_message(message)
+    check_key(task.session_key)
+    check_key(task.id)
     if task.ttl_secs < 0:
         raise ValueError(f"ttl_secs is 0 (never) or more, not {task.ttl_secs}")
     return task.stamped(work.now())

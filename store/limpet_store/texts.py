@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from . import schema
 from .errors import NotFoundError
 from .family import AnyFace, Family, reads, writes
-from .schema import ALIASES, CRON, PERMISSIONS, K, Rows, encode_text
+from .schema import ALIASES, CRON, PERMISSIONS, K, Rows, check_key, encode_text
 from .work import Work
 
 
 def _put(work: Work, rows: Rows[K, str], key: K, text: str) -> bool:
-    return work.put(rows, key, encode_text(text), work.get(rows, key))
+    old = work.get(rows, key)
+    if old is None:
+        check_key(*key) if isinstance(key, tuple) else check_key(key)  # type: ignore[arg-type]  # keys here are text
+    return work.put(rows, key, encode_text(text), old)
 
 
 def _delete(work: Work, rows: Rows[K, str], key: K) -> bool:
@@ -151,6 +154,8 @@ class Cron(Family[AnyFace]):
             if name not in wanted:
                 work.remove(CRON, name, text)
         for name, text in wanted.items():
+            if name not in stored:
+                check_key(name)
             work.put(CRON, name, text, stored.get(name))
 
     @writes

@@ -5,7 +5,7 @@ tables and in the order of their keys, and there is nothing in the text that dep
 the same content gives the same bytes. Indexes and counters are not written, since they follow from the rows; what does
 not follow is that a generation number was used, which is the table "generations" here.
 
-  store        {"table":"store","key":"schema","row":{"version":1}}        the first line
+  store        {"table":"store","key":"schema","row":{"version":1}}        the first line; a newer version is refused
   sessions     row: the record
   archive      key: [session key, generation, seq], row: [stored_at, message]
   messages     key: [session key, seq], row: the message
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import history, sessions, tasks, wire
-from .errors import ConflictError, UndecodableError
+from .errors import ConflictError, SchemaError, UndecodableError
 from .records import ExternalJob, QueuedTask, SessionMeta
 from .schema import (
     ACTIVE,
@@ -90,13 +90,30 @@ def export_lines(work: Work) -> Iterator[str]:
             yield f'{{"table":"{table.name}","key":{key},"row":{row}}}'
 
 
+def as_json(line: str | bytes, *, first: bool) -> str | bytes:
+    """A line without the byte order mark that some programs begin a text with.
+
+    first   it is the first line, in which other encodings than UTF-8 show themselves
+    raises  UndecodableError when it is UTF-16 or UTF-32, of which every line would be an error
+    """
+    if isinstance(line, str):
+        return line.removeprefix("\ufeff")
+    if first and (line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:2]):
+        raise UndecodableError(
+            "line 1: this is UTF-16 or UTF-32, and an import reads UTF-8; convert it first, for instance with "
+            "`iconv -f UTF-16 -t UTF-8`"
+        )
+    return line.removeprefix(b"\xef\xbb\xbf")
+
+
 def import_line(work: Work, line: str | bytes) -> bool:
     """Take one line in.
 
     returns  whether it changed something
-    raises   ValueError, TypeError or a StoreError that says what is wrong with it; use a savepoint
+    raises   SchemaError when the line says that a newer release wrote it and those after it; ValueError, TypeError or a
+             StoreError that says what is wrong with it; use a savepoint
     """
-    value = wire.loads(line)
+    value = wire.loads_strictly(line)
     if not (isinstance(value, dict) and value.keys() == {"table", "key", "row"}):
         raise UndecodableError('not of the form {"table": ..., "key": ..., "row": ...}')
     table = _BY_NAME.get(value["table"]) if isinstance(value["table"], str) else None
@@ -171,8 +188,16 @@ def _dump_store(_work: Work) -> Iterator[tuple[str, str]]:
 
 def _load_store(_work: Work, key: Any, row: Any) -> bool:
     version = row.get("version") if isinstance(row, dict) else None
-    if key == "schema" and version != SCHEMA_VERSION:
-        raise UndecodableError(f"the lines are of version {version}, this release reads {SCHEMA_VERSION}")
+    if key == "schema":
+        if type(version) is not int or version < 1:
+            raise UndecodableError(f"the version of the lines is a number from 1, not {version!r}")
+        if version > SCHEMA_VERSION:
+            raise SchemaError(
+                f"a newer release wrote these lines (version {version}, this one reads up to {SCHEMA_VERSION}); "
+                "upgrade limpet and import them again",
+                found=version,
+                supported=SCHEMA_VERSION,
+            )
     return False
 
 

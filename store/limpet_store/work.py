@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,10 +23,13 @@ from typing import Any, TypeVar
 
 from limpet import ReadOnlyError, ReadTransaction, Table, TableView, WriteTransaction
 
-from .errors import UndecodableError
+from .errors import ClockError, UndecodableError
 from .schema import ACTIVE, ARCHIVE, COUNTERS, MESSAGES, QUARANTINE, TASK_MESSAGES, TASKS, Counter, Rows
 
 logger = logging.getLogger("limpet_store")
+
+DAY_S = 86400
+CLOCK_JUMP_S = 366 * DAY_S  # a store may rest for a year; a clock that is further ahead of it is rather wrong
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -38,11 +42,14 @@ class Context:
     clock     gives Unix seconds
     suspects  family -> undecodable rows that reads have met: (table name, key) -> its Rows
     logged    undecodable rows that the log already knows
+    newest    the newest time that the store has recorded or seen since, in Unix seconds; a time that is far ahead of it
+              is not believed and leaves it as it is (`Work.check_clock`); None: not known yet
     """
 
     clock: Callable[[], float]
     suspects: dict[str, dict[tuple[str, Any], Rows[Any, Any]]] = field(default_factory=dict)
     logged: set[tuple[str, Any]] = field(default_factory=set)
+    newest: int | None = None
 
 
 class _Savepoint(AbstractContextManager[None]):
@@ -78,7 +85,7 @@ class _Savepoint(AbstractContextManager[None]):
 class Work:
     """One engine transaction with the store's rules. Belongs to one thread at a time; ends with its transaction."""
 
-    __slots__ = ("engine", "context", "writable", "_views", "_undo", "_largest", "_setting_aside")
+    __slots__ = ("engine", "context", "writable", "_views", "_undo", "_largest", "_setting_aside", "_unclaimed")
 
     def __init__(self, engine: ReadTransaction | WriteTransaction, context: Context, *, writable: bool) -> None:
         self.engine = engine
@@ -88,12 +95,38 @@ class Work:
         self._undo: list[Callable[[], None]] = []
         self._largest: dict[str, int] = {}  # table -> its largest key, where that was asked for and nothing was removed
         self._setting_aside = False
+        self._unclaimed: list[Callable[[Work], None]] = []
 
     # --- running ---------------------------------------------------------------------------------------------------
 
     def now(self) -> int:
         """The store's time in Unix seconds."""
-        return int(self.context.clock())
+        now, context = int(self.context.clock()), self.context
+        if context.newest is not None and context.newest < now <= context.newest + CLOCK_JUMP_S:
+            context.newest = now
+        return now
+
+    def check_clock(self, *, force: bool) -> int:
+        """The time by which something may be deleted for its age.
+
+        A clock that jumps (2099, since a battery is empty) would make everything old at once. So a time that lies more
+        than CLOCK_JUMP_S after all that the store has recorded is believed only when somebody says so.
+
+        force    believe it
+        raises   ClockError
+        """
+        now, newest = self.now(), self.context.newest
+        if newest is not None and now > newest + CLOCK_JUMP_S:
+            if not force:
+                raise ClockError(
+                    f"the clock says {_date(now)}, {(now - newest) // DAY_S:,} days after the newest time that this "
+                    f"store has recorded, {_date(newest)}; by such a clock nothing is deleted for its age. If the "
+                    "clock is right, call again with force=True",
+                    now=now,
+                    recorded=newest,
+                )
+            self.context.newest = now
+        return now
 
     def run(
         self, family: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool
@@ -143,6 +176,20 @@ class Work:
         """Do what was asked for with `on_undo`, the latest first, except for the first `keep` of them."""
         while len(self._undo) > keep:
             self._undo.pop()()
+
+    def on_unclaimed(self, action: Callable[[Work], None]) -> None:
+        """Have something done, in a later transaction, when the caller never gets the result of what runs now.
+
+        Only a caller who can be cancelled may not get it: AsyncStore's.
+        """
+        self._unclaimed.append(action)
+
+    def take_unclaimed(self) -> Sequence[Callable[[Work], None]]:
+        """What was asked for with `on_unclaimed` since the last call."""
+        if not self._unclaimed:
+            return ()
+        unclaimed, self._unclaimed = self._unclaimed, []
+        return unclaimed
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
@@ -317,6 +364,13 @@ class Work:
         if not counter.row_count:
             counter = counter._replace(first_seq=counter.next_seq)
         self.put(COUNTERS, key, counter, old)
+
+
+def _date(seconds: int) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds} s after 1970"
 
 
 def _discard(view: TableView, key: Any) -> None:

@@ -1,6 +1,8 @@
 """Codecs: encoded keys sort like the values, everything comes back, damage is reported. With Hypothesis."""
 
+import collections
 import datetime
+import enum
 import math
 import uuid
 from typing import Any, Self
@@ -231,3 +233,64 @@ def test_infinities_are_the_ends_of_the_order_of_floats() -> None:
     lowest, highest = limpet.FLOAT.encode_key(-math.inf), limpet.FLOAT.encode_key(math.inf)
     for value in (-1.7976931348623157e308, 0.0, 5e-324, 1.7976931348623157e308):
         assert lowest < limpet.FLOAT.encode_key(value) < highest
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Narrow(str):
+    """Text that is equal to nothing but itself."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {5: "a", "5": "b"},
+        {True: 1, "true": 2},
+        {None: 1},
+        {1.5: 1},
+        [{"a": [({"b": {2: 3}},)]}],
+        {"a": 1, 2: 3},
+        {Narrow("a"): 1, "a": 2},
+        collections.OrderedDict({7: 8}),
+    ],
+)
+def test_json_with_a_key_that_is_not_text_is_refused_before_anything_changes(value: Any) -> None:
+    """The encoder makes text of a number, a boolean or None that is a key. {5: "a", "5": "b"} came back as
+    {"5": "b"}, without a word."""
+    table = limpet.Table("t", key=limpet.STR, value=limpet.JSON)
+    with limpet.open(":memory:") as db, db.write() as txn:
+        with pytest.raises(TypeError, match="text"):
+            txn[table]["x"] = value
+        with pytest.raises(TypeError, match="text"):
+            txn[table].update({"x": value})
+        assert txn.tables() == []
+
+
+def test_json_gives_back_the_plain_classes_and_loses_nothing_of_what_is_in_them() -> None:
+    def back(value: Any) -> Any:
+        return limpet.JSON.decode_value(limpet.JSON.encode_value(value))
+
+    assert back((1, (2, "a"))) == [1, [2, "a"]], "tuples come back as lists; the docstring says so"
+    assert back({Colour.RED: Colour.RED}) == {"red": "red"}
+    assert back(collections.OrderedDict(b=1, a=2)) == {"b": 1, "a": 2}
+    assert back(10**4000) == 10**4000
+    assert back([-0.0, 5e-324, 1.7976931348623157e308]) == [-0.0, 5e-324, 1.7976931348623157e308]
+    shared = {"a": [1]}
+    assert back([shared, shared]) == [shared, shared]
+    with pytest.raises(ValueError, match="digits"):
+        limpet.JSON.encode_value({"a": 10**5000})
+
+
+def test_keys_of_deep_json_are_checked_with_no_more_stack_than_the_encoder_takes() -> None:
+    depth, value = 900, {"a": 1}
+    for _ in range(depth // 2):
+        value = {"a": [value]}  # type: ignore[dict-item]  # it grows
+    assert limpet.JSON.decode_value(limpet.JSON.encode_value(value)) == value

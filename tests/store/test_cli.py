@@ -89,12 +89,19 @@ def test_archive(run: Run, filled: Path) -> None:
     }
     assert "hi \U0001f980 there" in run("archive", KEY, "--head", "2").out
     assert [row["generation"] for row in run("archive", KEY, "--tail", "2", "--json").json] == [1, 2]
-    assert [row["seq"] for row in run("archive", KEY, "--grep", "HEL+O", "--json").json] == [0]
+    assert [row["seq"] for row in run("archive", KEY, "--grep", "HELLO", "--json").json] == [0]
+    assert [row["seq"] for row in run("archive", KEY, "--grep", "HEL+O", "--regex", "--json").json] == [0]
+    assert run("archive", KEY, "--grep", "HEL+O").out == "no such messages\n"
     assert len(run("archive", KEY, "--all", "--json").json) == 3
     assert len(run("archive", KEY, "--slice", "0-0", "--json").json) == 2
     assert len(run("archive", KEY, "--slice", "0-0", "--generation", "2", "--json").json) == 1
     assert run("archive", "nobody").out == "no archived messages\n"
-    for wrong in (["--grep", "("], ["--slice", "x"]):
+    for wrong in (
+        ["--grep", "(", "--regex"],
+        ["--regex"],
+        ["--grep", "x", "--regex", "--timeout", "0"],
+        ["--slice", "x"],
+    ):
         outcome = run("archive", KEY, *wrong)
         assert outcome.code == 2
         assert outcome.err.startswith("limpet-store: ")
@@ -207,10 +214,10 @@ def test_backup(run: Run, filled: Path, tmp_path: Path) -> None:
 
 
 def test_retention(run: Run, filled: Path) -> None:
-    removed = run("retention", "--json", "--sessions", "never", "--archive", "1s", "--step", "1").json
+    removed = run("retention", "--json", "--sessions", "never", "--archive", "1s", "--step", "1", "--force").json
     # The store was filled by a clock of its own; the verb's is the machine's.
     assert removed.keys() == {"sessions", "archive", "idempotency", "jobs"}
-    assert run("retention").code == 0
+    assert run("retention", "--force").code == 0
     with pytest.raises(SystemExit):
         run("retention", "--archive", "soon")
 

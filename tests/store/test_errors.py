@@ -16,6 +16,10 @@ ERRORS = [
     ConflictError("jobs", "j", expected=1, found=2),
     SchemaError("a message", found=None, supported=1),
     UndecodableError("a message"),
+    errors.PatternError("a message"),
+    errors.SearchLimitError("a message", timeout=2.0, searched=3),
+    errors.ClockError("a message", now=2, recorded=1),
+    errors.LoopError("a message"),
     errors.UnstorableError("a message"),
 ]
 

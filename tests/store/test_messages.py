@@ -146,19 +146,6 @@ def test_slice_is_inclusive_and_covers_every_generation(archived: Store) -> None
     assert archived.archive.slice(KEY, 2, 1) == []
 
 
-def test_grep_looks_into_the_text_of_a_message_whatever_its_case(archived: Store) -> None:
-    assert [row.message for row in archived.archive.grep(KEY, r"MESSAGE 11\d")] == [say(110), say(111), say(112)]
-    assert len(archived.archive.grep(KEY, "message", limit=5)) == 5
-    assert archived.archive.grep(KEY, '"role"') == [], "only the text is searched"
-    archived.messages.append("parts", {"content": [{"type": "text", "text": "first\nsecond"}, {"content": "third"}]})
-    archived.messages.append("parts", {"content": None, "odd": "fourth"})
-    assert len(archived.archive.grep("parts", "(?m)^second$")) == 1
-    assert len(archived.archive.grep("parts", "third")) == 1
-    assert len(archived.archive.grep("parts", '"odd":"fourth"')) == 1
-    with pytest.raises(ValueError):
-        archived.archive.grep(KEY, "(")
-
-
 def test_purge_before_a_generation_keeps_the_rest(archived: Store, commits: Callable[..., int]) -> None:
     assert archived.archive.purge(KEY, before_generation=11) == 30
     assert archived.archive.stat(KEY) == ArchiveStat(6, 0, 2, [11, 12])

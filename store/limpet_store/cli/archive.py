@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from limpet.console import at_least_one, say, text
+from limpet.console import at_least_one, say, seconds, text
 
 from ..records import ArchiveRow, ArchiveStat, message_text
+from ..regex import TIMEOUT_S
 from ..store import Store
 from .common import FAILED, OK, UsageError, note, open_store, print_json, print_rows
 
@@ -24,11 +25,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--head", metavar="N", type=at_least_one, help="the first N messages")
     what.add_argument("--tail", metavar="N", type=at_least_one, help="the last N messages")
     what.add_argument(
-        "--grep", metavar="PATTERN", type=text, help="the messages whose text matches a regular expression"
+        "--grep", metavar="TEXT", type=text, help="the messages that have this text in them, whatever the case"
     )
     what.add_argument("--slice", metavar="FIRST-LAST", help="the messages with these sequence numbers, such as 10-20")
     what.add_argument("--all", action="store_true", help="every message")
     parser.add_argument("--generation", metavar="N", type=at_least_one, help="with --slice or --all: this one only")
+    parser.add_argument("--regex", action="store_true", help="with --grep: TEXT is a regular expression (Python's)")
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=seconds,
+        default=TIMEOUT_S,
+        help=f"with --regex: end the search after so long; default {TIMEOUT_S:g}",
+    )
     parser.add_argument("--limit", metavar="N", type=at_least_one, help="at most N; default 50 with --grep, else all")
 
 
@@ -68,13 +77,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows(args: argparse.Namespace, store: Store) -> list[ArchiveRow] | None:
     """The rows that were asked for; None when only their number was."""
+    if args.regex and args.grep is None:
+        raise UsageError("--regex goes with --grep")
     if args.head is not None:
         rows = store.archive.head(args.key, args.head)
     elif args.tail is not None:
         rows = store.archive.tail(args.key, args.tail)
     elif args.grep is not None:
         try:
-            rows = store.archive.grep(args.key, args.grep, limit=GREP_LIMIT if args.limit is None else args.limit)
+            limit = GREP_LIMIT if args.limit is None else args.limit
+            rows = store.archive.grep(args.key, args.grep, limit=limit, regex=args.regex, timeout=args.timeout)
         except ValueError as error:
             raise UsageError(str(error)) from error
     elif args.slice is not None:

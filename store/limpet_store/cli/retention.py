@@ -16,7 +16,8 @@ from collections import Counter
 from limpet.console import at_least_one, say
 
 from ..schema import ARCHIVE, SESSIONS
-from ..store import DAY_S, Store
+from ..store import Store
+from ..work import DAY_S
 from .common import FAILED, OK, note, open_store, print_json
 
 HELP = "delete what is old"
@@ -36,6 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         shown = "never" if default is None else "1d"
         parser.add_argument(f"--{name}", metavar="AGE", type=_age, default=default, help=f"{what}; default {shown}")
+    parser.add_argument(
+        "--force", action="store_true", help="believe the clock, also when it is far ahead of the store"
+    )
     parser.add_argument("--step", metavar="N", type=at_least_one, default=1000, help="rows in one commit; default 1000")
     parser.add_argument("--dry-run", action="store_true", help="say how many would be deleted, and delete nothing")
     parser.add_argument("--yes", action="store_true", help="delete them also when they are more than a tenth")
@@ -53,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
     objection = ""
     with open_store(args, write=not args.dry_run) as store:
         if args.dry_run:
-            removed.update(store.retention(**ages, limit=sys.maxsize, dry_run=True))
-        elif args.yes or not (objection := _objection(store, ages)):
-            while any((step := store.retention(**ages, limit=args.step)).values()):
+            removed.update(store.retention(**ages, limit=sys.maxsize, dry_run=True, force=args.force))
+        elif args.yes or not (objection := _objection(store, ages, force=args.force)):
+            while any((step := store.retention(**ages, limit=args.step, force=args.force)).values()):
                 removed.update(step)
     if objection:
         note(objection)
@@ -67,11 +71,11 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if objection else OK
 
 
-def _objection(store: Store, ages: dict[str, int | None]) -> str:
+def _objection(store: Store, ages: dict[str, int | None], *, force: bool) -> str:
     """What to say before conversations are deleted that may have been meant to stay; nothing when it is few of them."""
     if ages["sessions_s"] is None and ages["archive_s"] is None:
         return ""
-    counts = store.retention(**ages, limit=sys.maxsize, dry_run=True)
+    counts = store.retention(**ages, limit=sys.maxsize, dry_run=True, force=force)
     with store.reading() as work:
         parts = [
             f"{counts[family]:,} of {total:,} {what}"
