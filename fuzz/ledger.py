@@ -76,7 +76,7 @@ class Ledger:
         """The caller was told that it is made."""
         effect.made = True
         effect.told = self.tick()
-        if effect.durability != "none":
+        if effect.durability != "none" and not effect.partial:  # what changed nothing so far commits nothing
             self.harden(effect.begun, durable=effect.durability == "sync")
             effect.survives = True
             effect.durable = effect.durability == "sync"

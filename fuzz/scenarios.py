@@ -195,9 +195,17 @@ def _leading_a_flush(world: World) -> None:
             while helper.is_alive() and not is_still(helper.ident or 0):
                 pass
 
-    world.finishers.append(lambda: None if started.is_set() else setattr(effect, "made", False))
-    assert isinstance(world.disk, SimDisk)
-    world.disk.before.append(gate)
+    disk = world.disk
+    assert isinstance(disk, SimDisk)
+
+    def finish() -> None:
+        if gate in disk.before:
+            disk.before.remove(gate)  # later syncs are not the outer call's
+        if not started.is_set():
+            effect.made = False
+
+    world.finishers.append(finish)
+    disk.before.append(gate)
 
 
 # -- the rest ------------------------------------------------------------------------------------

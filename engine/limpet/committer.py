@@ -590,11 +590,14 @@ class Committer:
 
     def close(self) -> None:
         """See `Database.close`."""
-        if self.forked_child or isinstance(self.chain.failure, ClosedError):
+        if self.forked_child:
             return
         holder = self.seat.holder()
         if self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy():
             raise _busy_closing()
+        if isinstance(self.chain.failure, ClosedError):
+            self._let_go()  # an interrupt may have come before that
+            return
         if isinstance(holder, WriteTransaction) and holder.thread == threading.get_ident():
             if holder.in_step:
                 raise _busy_closing()
@@ -613,21 +616,31 @@ class Committer:
             self.turn.ring()
 
     def _close_file(self) -> None:
-        """Make everything durable, leave the mark, let go of the file. The caller has the seat and the turn."""
+        """Make everything durable, leave the mark, let go of the file. The caller has the seat and the turn.
+
+        An interrupt leaves the database open: it can be closed again, and nothing is lost.
+        """
         chain = self.chain
+        failure: Exception | None = None
         try:
             if chain.failure is None and not self.read_only:
                 self.flush_in_turn()
                 self._close_cleanly()
                 warn_if_lost(self.books.file)
-        finally:
-            if not isinstance(chain.failure, LimpetError):
-                closed = ClosedError(f"the database {self.path} is closed; open it again")
-                chain.failure, chain.published = closed, None
-            for pager in (self.books.pager, *self.retired):
-                pager.failure = f"the database {self.path} is closed"
-                pager.forget()
-                pager.file.close()
+        except (OSError, LimpetError) as error:
+            failure = error
+        closed = ClosedError(f"the database {self.path} is closed; open it again")
+        chain.failure, chain.published = closed, None
+        self._let_go()
+        if failure is not None:
+            raise failure
+
+    def _let_go(self) -> None:
+        """Release the files. Reading fails from here on."""
+        for pager in (self.books.pager, *self.retired):
+            pager.failure = f"the database {self.path} is closed"
+            pager.forget()
+            pager.file.close()
 
     def _close_cleanly(self) -> None:
         """Bring the log into the trees, and leave the mark. The caller has the seat and the turn.

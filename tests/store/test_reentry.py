@@ -206,14 +206,14 @@ def look(disk: SimDisk, outer: Call, inner: Call, outcome: str, where: str, *, m
 
 def beneath(store: AsyncStore) -> Store:
     """The sync store that an AsyncStore works on."""
-    return store._store
+    return store.store
 
 
 class Handler:
     """Writes through the sync store beneath, wherever it is called."""
 
     def __init__(self, store: AsyncStore) -> None:
-        self._store = beneath(store)
+        self.store = beneath(store)
         self.written: list[int] = []
         self.busy = self.calls = 0
         self.errors: list[BaseException] = []
@@ -222,7 +222,7 @@ class Handler:
         self.calls += 1
         number = self.calls
         try:
-            self._store.kv.set(f"handler-{number}", "1")
+            self.store.kv.set(f"handler-{number}", "1")
             self.written.append(number)
         except BusyError:
             self.busy += 1
