@@ -6,6 +6,7 @@ them is a failure of the harness.
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 
@@ -37,7 +38,10 @@ def hunt(mutant: Mutant, seed: int, seconds: float = SECONDS) -> str | None:
             try:
                 known[name].run(Budget(seconds, seed, workload=mutant.workload, clock=time.process_time))
             except Failure as failure:
-                return f"{name}: {failure.message.splitlines()[0]}"
+                found = f"{name}: {failure.message.splitlines()[0]}"
+                failure.with_traceback(None)
+                gc.collect()  # what the broken engine left open ends here, where nobody is told of it
+                return found
     return None
 
 

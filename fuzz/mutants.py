@@ -412,6 +412,84 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a call inside of another call of the same thread is let in",
+        ("F18",),
+        (
+            Change(
+                "limpet.committer:Committer.begin",
+                "self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy()",
+                "False",
+            ),
+            Change(
+                "limpet.committer:Committer.commit",
+                "self._is_booked() or self.turn.is_mine() or self.books.pager.is_busy()",
+                "False",
+            ),
+        ),
+    ),
+    Mutant(
+        "a commit inside of a change of the same transaction is let in",
+        ("F18",),
+        (
+            Change("limpet.committer:Committer.commit", "if transaction.in_step or", "if"),
+            Change("limpet.transaction:WriteTransaction.step", "if self.in_step:", "if False:"),
+        ),
+    ),
+    Mutant(
+        "a log record counts before it is written",
+        ("F18", "F6"),
+        (
+            Change(
+                "limpet.record_writer:begin",
+                "    return Record(",
+                "    before, log.end, chain.written = end, after, tip\n    return Record(",
+            ),
+        ),
+    ),
+    Mutant(
+        "the bookkeeping of the cache is entered twice",
+        ("F18",),
+        (
+            Change("limpet.pager:Pager.remember", "if self.is_busy():", "if False:"),
+            Change("limpet.pager:Pager.keep_rows", "if self.is_busy():", "if False:"),
+        ),
+    ),
+    Mutant(
+        "the writer's seat is given to two",
+        ("F18", "F14"),
+        (
+            Change(
+                "limpet.turn:Seat.take",
+                "place.after.setdefault(0, own) is own",
+                "(place.after.update({0: own}) or True)",
+            ),
+        ),
+    ),
+    Mutant(
+        "a transaction that is closed under its user ends without a word",
+        ("F18",),
+        (
+            Change(
+                "limpet.transaction:WriteTransaction.__exit__", "elif self.is_forsaken and kind is None:", "elif False:"
+            ),
+        ),
+    ),
+    Mutant(
+        "an ended transaction is changed without a word",
+        ("F18",),
+        (
+            Change("limpet.transaction:WriteTransaction.end", "self.in_step = CHANGING", "self.in_step = 0"),
+            Change(
+                "limpet.transaction:WriteTransaction.__getitem__", "if not self.is_open:  # somebody", "if False:  #"
+            ),
+        ),
+    ),
+    Mutant(
+        "an interrupted step can be committed",
+        ("F18",),
+        (Change("limpet.transaction:WriteTransaction.own_changes", "or self._spoilt is not None", ""),),
+    ),
+    Mutant(
         "the lock is not taken",
         ("F15", "F13"),
         (Change("limpet.file:wait_for_lock", "while not file.try_lock(exclusive=exclusive):", "while False:"),),
