@@ -98,7 +98,7 @@ def _source_of(function: Any) -> str:
 _RECORD = "limpet.committer:Committer._write_record"
 _WRITE_RECORD = "limpet.record_writer:write"
 _CHECKPOINT = "limpet.committer:Committer._write_checkpoint"
-_SYNC = "limpet.checkpoint:record_meta"
+_SYNC = "limpet.checkpoint:sync_pages"
 _TAKE_UP = "limpet.committer:Committer._take_up"
 
 MUTANTS = (
@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant(
         "the meta is not synced",
         ("F1", "F2"),
-        (Change(_SYNC, "books.file.write_synced(", "books.file.write("),),
+        (Change("limpet.checkpoint:write_synced_meta", "books.file.write_synced(", "books.file.write("),),
     ),
     Mutant(
         "the meta is written before the pages",
@@ -441,8 +441,8 @@ MUTANTS = (
         (
             Change(
                 "limpet.record_writer:begin",
-                "    return Record(",
-                "    before, log.end, chain.written = end, after, tip\n    return Record(",
+                "    chain.pending = record\n",
+                "    chain.pending = record\n    log.end, chain.written = after, tip\n",
             ),
         ),
     ),

@@ -83,7 +83,8 @@ class Notes:
         return found
 
     def _set(self, index: int, value: int) -> None:
-        _WORD.pack_into(self._map, index * _WORD.size, value)
+        # Not by pack_into, which clears the place first: the parent may stop us just then, and read 0.
+        self._map[index * _WORD.size : (index + 1) * _WORD.size] = _WORD.pack(value)
 
 
 # -- the child -----------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ class Plan:
     map_before      the map of free space before
     catalogue_root  and log_start: where they will be
     growth          how often the file had grown when it was planned
+    is_synced       whether all but the meta is on stable storage. From then on a meta may name the pages, and they are
+                    not written again: a power cut while they are would damage the newest checkpoint
     """
 
     base: Commit
@@ -98,6 +100,7 @@ class Plan:
     catalogue_root: int = 0
     log_start: int = 0
     meta: Meta | None = None
+    is_synced: bool = False
 
 
 @dataclass(slots=True, eq=False)

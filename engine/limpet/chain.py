@@ -22,8 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import LimpetError, PoisonedError
+from .format import Meta
 from .free_space import Pending
-from .log import Log
+from .log import Log, LogEnd
 from .snapshot import Snapshot
 
 SYNC, OS, NONE = "sync", "os", "none"
@@ -92,6 +93,27 @@ class Commit:
         self.backlog = backlog
 
 
+@dataclass(slots=True, eq=False)
+class Record:
+    """A record that is to be written.
+
+    tip     the newest commit in it
+    log     the epoch; `end` is how far that is when the record is in the file
+    offset  where it goes, in bytes
+    data    the record; empty if only a sync is missing
+    sync    whether it has to be on stable storage
+    copy    the meta of the epoch, if the other slot has to get it first
+    """
+
+    tip: Commit
+    log: Log
+    end: LogEnd
+    offset: int
+    data: bytes
+    sync: bool
+    copy: Meta | None
+
+
 class Chain:
     """The commits, and the life of the database.
 
@@ -100,16 +122,28 @@ class Chain:
                   last, because who waits for them looks without a lock, and then expects to see the commit
     published     the snapshot that readers begin with; None when the database is not open any more
 
+    pending is the record that is being written, or that an interrupt has left half-way.
     Changed under the lock of the books, but for `failure` and `published`, which any thread may set: each
     looks at the other afterwards.
     """
 
-    __slots__ = ("durable_txid", "failure", "last_txid", "published", "shown", "tip", "written", "written_txid")
+    __slots__ = (
+        "durable_txid",
+        "failure",
+        "last_txid",
+        "pending",
+        "published",
+        "shown",
+        "tip",
+        "written",
+        "written_txid",
+    )
 
     def __init__(self, commit: Commit, last_txid: int) -> None:
         """Stand at a commit that was found in a file."""
         self.failure: BaseException | None = None
         self.last_txid = last_txid
+        self.pending: Record | None = None
         self.published: Snapshot | None = commit.snapshot
         self.tip = self.shown = self.written = commit
         self.written_txid = self.durable_txid = commit.txid

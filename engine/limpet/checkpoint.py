@@ -8,7 +8,8 @@
     undo      the pages could not be written: all commits that nobody has seen are taken back
 
 Every one but `write` works on copies and puts them in place by one statement (books.py). `write` may be
-done twice: the same bytes go to the same places. So a plan that an interrupt left behind is finished by
+done twice: the same bytes go to the same places; but pages that are synced, which a meta may name by now,
+and a meta that is there, are left as they are. So a plan that an interrupt left behind is finished by
 whoever flushes next.
 """
 
@@ -23,7 +24,6 @@ from .books import Books, Ledger, Plan
 from .chain import Advance, Chain, Commit
 from .codecs import describe_key
 from .errors import CorruptError
-from .file import File
 from .format import (
     CATALOGUE_TREE,
     META_PGNOS,
@@ -213,21 +213,36 @@ def _drop(plan: Plan, space: FreeSpace, pgno: int) -> None:
 
 def write_pages(books: Books, plan: Plan) -> None:
     """Step one: everything but the meta. No sync. OSError: nothing of it counts yet."""
-    books.pager.write(plan.pages)
+    if not plan.is_synced:
+        books.pager.write(plan.pages)
 
 
-def write_meta(books: Books, plan: Plan) -> None:
-    """Step two: sync, the meta, sync. OSError: what is on the disk is not known any more."""
+def write_meta(books: Books, plan: Plan, *, again: bool) -> None:
+    """Step two: sync, the meta, sync. OSError: what is on the disk is not known any more.
+
+    again   the meta may be there already
+    """
     assert plan.meta is not None
-    record_meta(books, plan.meta, plan.slot, full=plan.growth != books.extent.growth_synced)
+    if not plan.is_synced:
+        sync_pages(books, full=plan.growth != books.extent.growth_synced)
+        plan.is_synced = True
+    if again:
+        write_once(books, META_PGNOS[plan.slot] * books.page_size, encode_in(books, plan.meta, plan.slot))
+        books.file.sync()
+    else:
+        write_synced_meta(books, plan.meta, plan.slot)
 
 
-def record_meta(books: Books, meta: Meta, slot: int, *, full: bool) -> None:
-    """Sync what a meta needs, the size of the file included if it is `full`; then write the meta, synced."""
+def sync_pages(books: Books, *, full: bool) -> None:
+    """Sync what a meta needs; the size of the file too if it is `full`."""
     if full:
         books.file.sync_all()
     else:
         books.file.sync()
+
+
+def write_synced_meta(books: Books, meta: Meta, slot: int) -> None:
+    """Write a meta all of whose pages are synced; returns when it is on stable storage."""
     books.file.write_synced(META_PGNOS[slot] * books.page_size, encode_in(books, meta, slot))
 
 
@@ -235,7 +250,9 @@ def write_mark(books: Books) -> None:
     """Write the newest meta once more, with the mark of a clean close, into the other slot."""
     metas = books.ledger.metas
     meta = replace(metas.newest, clean=True)
-    record_meta(books, meta, 1 - metas.slot, full=not books.extent.is_synced)
+    sync_pages(books, full=not books.extent.is_synced)
+    write_once(books, META_PGNOS[1 - metas.slot] * books.page_size, encode_in(books, meta, 1 - metas.slot))
+    books.file.sync()
     with books.lock:
         ledger = replace(books.ledger, metas=metas.turned(meta))
         books.ledger, books.clean = ledger, True
@@ -243,8 +260,13 @@ def write_mark(books: Books) -> None:
 
 def write_copy_of_meta(books: Books, meta: Meta, slot: int) -> None:
     """Write a meta into a slot, without a sync."""
-    file: File = books.file
-    file.write(META_PGNOS[slot] * books.page_size, encode_in(books, meta, slot))
+    write_once(books, META_PGNOS[slot] * books.page_size, encode_in(books, meta, slot))
+
+
+def write_once(books: Books, offset: int, data: bytes) -> None:
+    """Write, unless the same bytes are there: what may count already is not written over. No sync."""
+    if data and books.file.read(offset, len(data)) != data:
+        books.file.write(offset, data)
 
 
 def encode_in(books: Books, meta: Meta, slot: int) -> bytes:
@@ -318,7 +340,7 @@ def undo(books: Books, chain: Chain, cause: OSError) -> None:
     ledger.plan = None
     log = chain.shown.log
     taken = log.end.used, chain.written.size if chain.written.log is log else 0
-    books.ledger, chain.tip, log.taken = ledger, chain.shown, taken
+    books.ledger, chain.tip, chain.pending, log.taken = ledger, chain.shown, None, taken
     for each in advances:
         books.pager.release(each.held)
     if space is not None:

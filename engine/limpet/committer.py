@@ -56,7 +56,7 @@ from typing import NamedTuple
 
 from . import checkpoint, record_writer
 from .books import Books, Ledger, Metas
-from .chain import NONE, SYNC, Chain, Commit
+from .chain import NONE, SYNC, Chain, Commit, Record
 from .errors import BusyError, ClosedError, CorruptError, LimpetError, ReadOnlyError
 from .file import File, on_fork, random_bytes
 from .format import FIRST_NODE_PGNO, HEADER_SIZE, KNOWN_READ_ONLY, Header, Meta, Pgno, decode_header, max_key_size
@@ -479,6 +479,9 @@ class Committer:
                     self._settle()
                 continue
             txid = min(txid, tip.txid)  # it may have been undone
+            if chain.pending is not None:
+                self._write_record(chain.pending, again=True)
+                continue
             if self.books.ledger.plan is None and (chain.durable_txid if sync else chain.written_txid) >= txid:
                 if not clean or not self.counts.flushes or self.books.clean:
                     return
@@ -488,21 +491,22 @@ class Committer:
             if self.books.ledger.plan is not None or not tip.log.epoch:
                 self._write_checkpoint(clean=clean)
             else:
-                if self._write_record(sync=sync) and not clean:
+                with self._lock:
+                    if not chain.tip.log.epoch:
+                        continue  # a checkpoint has just come before it
+                    record = record_writer.begin(self.books, chain, self.new_nonce(), sync=sync)
+                self._write_record(record, again=False)
+                if not clean:
                     return
 
-    def _write_record(self, *, sync: bool) -> bool:
+    def _write_record(self, record: Record, *, again: bool) -> None:
         """What all commits since the last flush changed, and a sync: the way that most commits go.
 
-        returns  False if a checkpoint has just come before it
+        again   an interrupt has left it half-way
         """
         books, chain = self.books, self.chain
-        with self._lock:
-            if not chain.tip.log.epoch:
-                return False
-            record = record_writer.begin(books, chain, self.new_nonce(), sync=sync)
         try:
-            record_writer.write(books, record)
+            record_writer.write(books, record, again=again)
         except OSError as error:
             if error.errno in record_writer.DISK_FULL and record_writer.is_absent(books, record):
                 self._undo(error)
@@ -511,7 +515,7 @@ class Committer:
             self.poison(error)
             raise
         try:
-            record_writer.complete(books, record)
+            record_writer.complete(books, record, again=again)
         except OSError as error:
             chain.failure, chain.published = error, None
             self.poison(error)
@@ -519,14 +523,15 @@ class Committer:
         with self._lock:
             record_writer.finish(books, chain, record)
             self._reached(record.tip, sync=record.sync)
-        return True
 
     def _write_checkpoint(self, *, clean: bool) -> None:
         """Pages, sync, meta, sync: the state whose changes are all in the trees becomes the one on disk."""
         books, chain = self.books, self.chain
         try:
             with self._lock:
-                plan = books.ledger.plan or checkpoint.begin(books, clean=clean)
+                plan = books.ledger.plan
+                again = plan is not None
+                plan = plan or checkpoint.begin(books, clean=clean)
             checkpoint.write_pages(books, plan)
         except (OSError, CorruptError) as error:
             self._undo(error)
@@ -535,7 +540,7 @@ class Committer:
             self.poison(error)
             raise
         try:
-            checkpoint.write_meta(books, plan)
+            checkpoint.write_meta(books, plan, again=again)
         except OSError as error:
             chain.failure, chain.published = error, None
             self.poison(error)

@@ -7,6 +7,9 @@ cache. A sync makes them durable. What may happen at any step, and is tried in e
     kill           the cache stays, with what is not yet synced in it
     failed sync    any of the cells got to the disk; the cache goes on showing all of them, and counts them as clean
     damage         when nobody has the file open, one cell is unreadable
+    interrupt      the process stops what it does, and goes on: the commits of a record wait for the next one, which
+                   goes to the same place; a checkpoint writes the same pages again, unless they are synced, and the
+                   same meta (a search of its own)
 
 A run commits (into the log with and without a sync, in memory only, as a checkpoint), closes, opens again, and so on.
 A state of the database is the tuple of the commits it contains. After each opening the following has to hold:
@@ -61,6 +64,12 @@ FAULTS = {
     "waiting-forgotten": "commits that wait in memory are left out of the next checkpoint",
     "recovery-forgets-used": "the first record after an opening goes to the head of the log",
 }
+INTERRUPTED = {
+    "interrupt-acknowledges": "an interrupted record counts as written",
+    "interrupt-moves-on": "the next record goes behind an interrupted one",
+    "interrupt-forgets": "an interrupted checkpoint is forgotten, and the next one takes the same page",
+    "interrupt-begins-anew": "an interrupted checkpoint writes its pages once more, though a meta may name them by now",
+}
 
 
 class Meta(NamedTuple):
@@ -101,7 +110,9 @@ class Found(NamedTuple):
 
 
 class Process(NamedTuple):
-    """An open database. script: what it is about to do; waiting: commits in memory only."""
+    """An open database. script: what it is about to do; begun: all of that, from its beginning; waiting: commits
+    in memory only.
+    """
 
     slot: int
     metas: tuple[Meta | None, Meta | None]
@@ -114,6 +125,7 @@ class Process(NamedTuple):
     unsynced: bool
     poisoned: bool
     script: tuple[Any, ...]
+    begun: tuple[Any, ...] = ()
 
 
 class State(NamedTuple):
@@ -135,6 +147,7 @@ class State(NamedTuple):
     failures: int
     stamp: int
     budget: tuple[int, int] = (COMMITS, CRASHES)
+    interrupts: int = 0  # that may still come
 
 
 class Violation(Exception):
@@ -204,13 +217,16 @@ def scripts(state: State, faults: frozenset[str]) -> Iterator[tuple[str, State]]
             for sync in (True, False):
                 steps = _log_steps(process, added, tip, txid, stamp, sync, faults)
                 name = f"commit {commit} into the log, {'sync' if sync else 'os'}"
-                yield name, begun._replace(process=process._replace(script=steps))
+                yield name, begun._replace(process=process._replace(script=steps, begun=steps))
         steps = _checkpoint_steps(process, tip, txid, stamp, False, faults)
-        yield f"commit {commit} as a checkpoint", begun._replace(process=process._replace(script=steps))
+        yield f"commit {commit} as a checkpoint", begun._replace(process=process._replace(script=steps, begun=steps))
     if state.crashes >= state.budget[1]:
         return
     steps = _checkpoint_steps(process, process.tip, txid, stamp, True, faults)
-    yield "close", state._replace(stamp=stamp, process=process._replace(script=(*steps, ("exit",))))
+    yield (
+        "close",
+        state._replace(stamp=stamp, process=process._replace(script=(*steps, ("exit",)), begun=(*steps, ("exit",)))),
+    )
 
 
 def _log_steps(
@@ -263,6 +279,8 @@ def step(state: State, faults: frozenset[str]) -> Iterator[tuple[str, State]]:
         if not process.poisoned or "no-poison" in faults:
             yield from scripts(state, faults)
         return
+    if state.interrupts and process.script != process.begun:
+        yield "interrupted", _interrupted(state, process, faults)
     (kind, *rest), script = process.script[0], process.script[1:]
     after = state._replace(process=process._replace(script=script))
     if kind == "write":
@@ -289,6 +307,7 @@ def step(state: State, faults: frozenset[str]) -> Iterator[tuple[str, State]]:
             metas = (copy, copy)
         done = process._replace(
             script=script,
+            begun=script,
             tip=tip,
             txid=txid,
             previous=stamp,
@@ -304,6 +323,7 @@ def step(state: State, faults: frozenset[str]) -> Iterator[tuple[str, State]]:
         metas = (meta, process.metas[1]) if slot == 0 else (process.metas[0], meta)
         done = process._replace(
             script=script,
+            begun=script,
             tip=tip,
             txid=txid,
             durable=txid,
@@ -318,6 +338,30 @@ def step(state: State, faults: frozenset[str]) -> Iterator[tuple[str, State]]:
         yield "acknowledged", state._replace(process=done, safe=promised, kept=promised)
     else:
         yield "closed", state._replace(process=None, crashes=state.crashes + 1)
+
+
+def _interrupted(state: State, process: Process, faults: frozenset[str]) -> State:
+    """What was under way has stopped before its next step, and nothing has failed."""
+    after = state._replace(interrupts=state.interrupts - 1)
+    kind, *rest = process.begun[-1]
+    if kind == "logged":
+        tip, txid, stamp, *_ = rest
+        waiting = process.begun[0][2].added
+        idle = process._replace(script=(), begun=(), tip=tip, txid=txid, waiting=waiting)
+        if "interrupt-acknowledges" in faults:
+            idle = idle._replace(waiting=(), used=process.used + 1, previous=stamp, unsynced=True)
+            return after._replace(process=idle, safe=tip, kept=tip)
+        if "interrupt-moves-on" in faults and process.used + 1 < LOG:
+            idle = idle._replace(used=process.used + 1)
+        return after._replace(process=idle)
+    if "interrupt-forgets" in faults:
+        tip, txid = next(step[1:3] for step in process.begun if step[0] == "checkpointed")
+        waiting = (*process.waiting, *tip[len(process.tip) :])
+        return after._replace(process=process._replace(script=(), begun=(), tip=tip, txid=txid, waiting=waiting))
+    again = process.begun
+    if len(process.script) < len(again) - 1 and "interrupt-begins-anew" not in faults:
+        again = again[2:]  # the page is synced
+    return after._replace(process=process._replace(script=again))
 
 
 def _put(cells: Cells, cell: int, value: Any) -> Cells:
@@ -447,10 +491,12 @@ def damages(state: State, faults: frozenset[str]) -> None:
         raise Violation(f"cell {cell} is damaged, and {found.content} is shown in the place of {whole.content}")
 
 
-def explore(fault: str = "", budget: tuple[int, int] = (COMMITS, CRASHES)) -> tuple[list[str] | None, int]:
+def explore(
+    fault: str = "", budget: tuple[int, int] = (COMMITS, CRASHES), interrupts: int = 0
+) -> tuple[list[str] | None, int]:
     """Search everything; returns (the trace of the first violation, how many states there were)."""
     faults = frozenset([fault] if fault else [])
-    start = initial()._replace(budget=budget)
+    start = initial()._replace(budget=budget, interrupts=interrupts)
     parents: dict[State, tuple[State | None, str]] = {start: (None, "created")}
     waiting = [start]
     while waiting:
@@ -502,6 +548,18 @@ def test_no_order_of_writes_crashes_and_failures_breaks_the_protocol() -> None:
 def test_every_way_to_do_it_wrong_is_found(fault: str) -> None:
     trace, _ = explore(fault)
     assert trace is not None, FAULTS[fault]
+
+
+def test_interrupts_at_any_step_break_nothing() -> None:
+    trace, states = explore(budget=(3, 1), interrupts=1)
+    assert trace is None, "\n".join(trace)
+    assert states > 20_000, "the search has become smaller than it was"
+
+
+@pytest.mark.parametrize("fault", INTERRUPTED)
+def test_every_way_to_go_on_wrongly_after_an_interrupt_is_found(fault: str) -> None:
+    trace, _ = explore(fault, budget=(3, 1), interrupts=1)
+    assert trace is not None, INTERRUPTED[fault]
 
 
 if __name__ == "__main__":
