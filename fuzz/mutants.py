@@ -345,7 +345,7 @@ MUTANTS = (
     Mutant(
         "an undone flush keeps its changes for the next record",
         ("F6",),
-        (Change("limpet.checkpoint:undo", "ledger, chain.shown, taken", "ledger, chain.tip, taken"),),
+        (Change("limpet.checkpoint:undo", "ledger, chain.shown, None, taken", "ledger, chain.tip, None, taken"),),
     ),
     Mutant(
         "a failed flush keeps the pages it took",
@@ -445,49 +445,6 @@ MUTANTS = (
                 "    chain.pending = record\n    log.end, chain.written = after, tip\n",
             ),
         ),
-    ),
-    Mutant(
-        "the bookkeeping of the cache is entered twice",
-        ("F18",),
-        (
-            Change("limpet.pager:Pager.remember", "if self.is_busy():", "if False:"),
-            Change("limpet.pager:Pager.keep_rows", "if self.is_busy():", "if False:"),
-        ),
-    ),
-    Mutant(
-        "the writer's seat is given to two",
-        ("F18", "F14"),
-        (
-            Change(
-                "limpet.turn:Seat.take",
-                "place.after.setdefault(0, own) is own",
-                "(place.after.update({0: own}) or True)",
-            ),
-        ),
-    ),
-    Mutant(
-        "a transaction that is closed under its user ends without a word",
-        ("F18",),
-        (
-            Change(
-                "limpet.transaction:WriteTransaction.__exit__", "elif self.is_forsaken and kind is None:", "elif False:"
-            ),
-        ),
-    ),
-    Mutant(
-        "an ended transaction is changed without a word",
-        ("F18",),
-        (
-            Change("limpet.transaction:WriteTransaction.end", "self.in_step = CHANGING", "self.in_step = 0"),
-            Change(
-                "limpet.transaction:WriteTransaction.__getitem__", "if not self.is_open:  # somebody", "if False:  #"
-            ),
-        ),
-    ),
-    Mutant(
-        "an interrupted step can be committed",
-        ("F18",),
-        (Change("limpet.transaction:WriteTransaction.own_changes", "or self._spoilt is not None", ""),),
     ),
     Mutant(
         "the lock is not taken",

@@ -110,6 +110,7 @@ def run(*call: str) -> tuple[int, str, str]:
 
 def advised(text: str) -> list[tuple[list[str], str]]:
     """(the arguments of a command, the sentence that advises it) for each one in a text."""
+    text = re.sub(r"\n +", " ", text)  # sentences are wrapped, commands are not
     return [(shlex.split(found[1])[1:], found[0]) for found in re.finditer(r"[^\n]*?`(limpet [^`]+)`[^\n]*", text)]
 
 

@@ -7,7 +7,7 @@ from limpet.checksum import CRC32
 from limpet.errors import ClosedError, CorruptError
 from limpet.file import MemoryFile
 from limpet.format import Pgno, Ref, make_ref, ref_checksum, ref_pgno
-from limpet.node import encode_leaf, encode_overflow, overflow_record
+from limpet.node import Leaf, encode_leaf, encode_overflow, overflow_record
 from limpet.pager import Pager
 
 TREE = 2
@@ -51,6 +51,17 @@ def test_a_page_is_read_once_and_then_comes_from_the_cache(file: WatchedFile) ->
     assert pager.node(ref, TREE) is first
     assert pager.passing_node(ref, TREE) is first
     assert pager.read_count == 1
+
+
+def test_who_comes_into_the_bookkeeping_of_the_cache_reads_past_it(file: WatchedFile) -> None:
+    """A finalizer that only read waited for a lock of its own thread; entering it twice would leave wrong sizes."""
+    pager = new_pager(file)
+    ref = add_leaf(pager, 4)
+    with pager._lock:
+        assert isinstance(pager.node(ref, TREE), Leaf)
+        assert ref not in pager.hot
+    pager.node(ref, TREE)
+    assert ref in pager.hot
 
 
 def test_a_passing_node_enters_the_cache_only_while_there_is_room(file: WatchedFile) -> None:

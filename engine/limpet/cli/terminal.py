@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import textwrap
 import time
 import uuid
@@ -19,6 +20,7 @@ from ..console import escaped
 from ..errors import FormatError
 from ..inspection import Inspection, inspect
 
+_NO_BREAK = "\0"  # stands for a space inside of a command; no text that is printed has one
 FINE = 0
 WARNINGS = 1  # also: what was asked for is not there
 DAMAGED = 2
@@ -236,7 +238,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     pairs = [(name, _cell(value)) for name, value in fields]
     width = max((len(name) for name, _ in pairs), default=0) + 2
     for name, value in pairs:
-        lines = textwrap.wrap(value, WIDTH - width) or [""]
+        lines = _wrapped(value, WIDTH - width) or [""]
         console.say(f"{name:{width}}{lines[0]}".rstrip())
         for line in lines[1:]:
             console.say(" " * width + line)
@@ -244,8 +246,17 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 def print_wrapped(text: str, indent: int = 0) -> None:
     """Print text in WIDTH columns, lines after the first moved to the right."""
-    for line in textwrap.wrap(escaped(text), WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False):
+    for line in _wrapped(escaped(text), WIDTH, " " * indent):
         console.say(line)
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """Lines of a width, but for what is never divided: a word, and a command in backquotes, which somebody may copy."""
+    whole = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", _NO_BREAK), text)
+    lines = textwrap.wrap(
+        whole, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False, drop_whitespace=True
+    )
+    return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 @contextmanager
