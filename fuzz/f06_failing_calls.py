@@ -2,7 +2,8 @@
 
 F6: the Nth call of a workload fails with EIO, ENOSPC, EDQUOT or EINTR, reads and locks included; a failing write
 leaves half of its bytes behind in every other case. Where there is no space for new pages the transaction is
-undone and the handle stays good. Real files besides: the system reads and writes less than it was asked to.
+undone and the handle stays good. Real files besides: the system reads and writes less than it was asked to. And
+whole lives on a disk that is full (full_disk.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import limpet
 from limpet.testing import Fault, ShortCalls, SimDisk
 
+from . import full_disk
 from .crashes import workloads
 from .harness import Budget, Case, FaultClass, no_hang, told_as
 from .oracle import Run, Wrong, read_all, tuned, verify
@@ -33,6 +35,9 @@ def run(budget: Budget) -> None:
     for _, steps in workloads(budget, 6):
         with told_as({"steps": steps, "short": budget.seed}):
             _short_calls(steps, random.Random(budget.seed), budget)
+        with told_as({"full_disk": (seed := budget.rng.randrange(1 << 30))}):
+            full_disk.live(seed)
+        budget.count("full disk")
         stride, at = budget.rng.randint(1, 3), 0
         while budget.more():
             turn += 1
@@ -137,7 +142,10 @@ def _short_calls(steps: list[Step], rng: random.Random, budget: Budget) -> None:
 
 
 def _replay(case: Case) -> None:
-    if "short" in case:
+    if "full_disk" in case:
+        with told_as(case):
+            full_disk.live(case["full_disk"])
+    elif "short" in case:
         with told_as(case):
             _short_calls(case["steps"], random.Random(case["short"]), Budget(60.0, 0))
     else:
