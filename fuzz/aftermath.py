@@ -44,21 +44,22 @@ def settle(world: World, inner: Inner, raised: BaseException | None) -> list[str
     _check_power_cut(world)
     for finish in world.finishers:
         finish()
+    _finish_held(world)  # which another thread may be waiting for
     for helper in world.threads:
         try:
             helper.finish()
         except (OSError, ClosedError) as error:
             if inner.error is None and not ("close" in world.asked or world.outer.closes):
                 return [f"the other thread: {error!r}"]
-    _finish_held(world)
     for reader in world.readers:
         reader.close()
     world.readers.clear()
     if world.outer.closes or "close" in world.asked:
         _check_closed(world, raised)
+    gc.collect()  # what was forgotten while the collector ran is still there
     if not _is_closed(world):
         _check_usable(world)
-        world.db.close()
+    world.db.close()  # one that was interrupted can be done again
     if isinstance(world.disk, SimDisk) and world.disk.names[PATH].handles:
         return ["the file is still held after close()"]
     world.ledger.harden(world.ledger.tick())

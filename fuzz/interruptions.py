@@ -17,7 +17,7 @@ from .ledger import SEEN
 from .oracle import Wrong, difference, read_all
 from .reentry import Helper, Inner, Skip, World
 from .spots import is_still
-from .workloads import Step, apply_to_transaction, key_bytes, value_bytes
+from .workloads import Model, Step, apply_to_transaction, key_bytes, value_bytes
 
 _BACKUP = "/sim/inner.limpet"
 
@@ -56,9 +56,16 @@ def _hold(world: World) -> None:
 
 
 def _read(world: World) -> None:
-    found, allowed = read_all(world.db), world.ledger.allowed(SEEN)
-    if found not in allowed:
-        raise Wrong(difference(found, allowed[0]))
+    _look(world, lambda: read_all(world.db))
+
+
+def _look(world: World, read: Callable[[], Model], what: str = "") -> None:
+    """What is read is what was there before, or after: something may have come between the lines of reading too."""
+    before = world.ledger.allowed(SEEN)
+    found = read()
+    after = world.ledger.allowed(SEEN)
+    if found not in after and found not in before:
+        raise Wrong(f"{what}{difference(found, after[0])}")
 
 
 def _hold_reader(world: World) -> None:
@@ -82,14 +89,15 @@ def _check(world: World) -> None:
 
 
 def _backup(world: World) -> None:
-    allowed = world.ledger.allowed(SEEN)
     path = world.beside("inner")
-    world.db.backup(path, overwrite=True)
-    copy = SimDisk.of({_BACKUP: world.disk.content(path)})
-    with open_on(copy.file_system(), _BACKUP, create=False, lock_timeout=0.0) as db:
-        found = read_all(db)
-    if found not in allowed:
-        raise Wrong(f"the backup: {difference(found, allowed[0])}")
+
+    def copied() -> Model:
+        world.db.backup(path, overwrite=True)
+        copy = SimDisk.of({_BACKUP: world.disk.content(path)})
+        with open_on(copy.file_system(), _BACKUP, create=False, lock_timeout=0.0) as db:
+            return read_all(db)
+
+    _look(world, copied, "the backup: ")
 
 
 def _compact(world: World) -> None:
@@ -104,6 +112,7 @@ def _trim(world: World) -> None:
 
 def _close(world: World) -> None:
     begun = world.ledger.tick()
+    world.asked.add("closing")  # what comes between its lines may find it closed
     world.db.close()
     world.asked.add("close")
     world.hardened(begun)
@@ -148,9 +157,10 @@ def _set_outer(world: World) -> None:
     if world.transaction is None or world.effect is None:
         raise Skip
     world.keys += 2
-    change: Step = ["put", "t", world.keys, 20, world.keys]
+    number = world.keys  # another call may come between, and take the next
+    change: Step = ["put", "t", number, 20, number]
     undone = world.undoing
-    world.transaction.table("t")[key_bytes(world.keys)] = value_bytes(20, world.keys)
+    world.transaction.table("t")[key_bytes(number)] = value_bytes(20, number)
     _also(world, change, undone)
 
 

@@ -377,7 +377,7 @@ def _try(world: World, inner: Inner, problems: list[str]) -> None:
             problems.append(f"{inner.name} waited for {time.monotonic() - started:.1f} s: {error}")
     except ClosedError as error:
         outcome = "closed"
-        if not (inner.on_outer or world.outer.closes or "close" in world.asked):
+        if not (inner.on_outer or world.outer.closes or world.asked & {"close", "closing"}):
             problems.append(f"{inner.name}: {error!r}, and nobody closed it")
     except BaseException as error:  # noqa: BLE001 it is what is looked for
         outcome = "wrong"

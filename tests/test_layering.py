@@ -154,6 +154,7 @@ MAY_PRINT = {
     "console": "it is what the others print by",
     "demo.run": "chooses one of the two streams for demo.screen, which escapes",
     "demo.worker": "speaks JSON with its driver through pipes, and to no terminal",
+    "regex_child": "is a program of its own, which speaks with its parent through pipes",
 }
 
 

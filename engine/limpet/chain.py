@@ -184,11 +184,17 @@ class Chain:
         """Whether readers cannot see a commit of the chain yet."""
         return commit.txid > self.shown.txid
 
-    def show(self, commit: Commit) -> None:
-        """Let readers that begin now see it, unless the database has come to its end meanwhile."""
+    def show(self, commit: Commit, written: int = 0, *, sync: bool = False) -> None:
+        """Let readers that begin now see it, unless the database has come to its end meanwhile.
+
+        written  the newest commit that is in the file now, if that is news; sync: on stable storage
+        """
         self.published = commit.snapshot
         if self.failure is not None:
             self.published = None
+        if sync and written > self.durable_txid:
+            self.durable_txid = written
+        self.written_txid = max(self.written_txid, written)
 
     def end(self, failure: BaseException) -> None:
         """The database is not to be used any more. The first reason stays."""

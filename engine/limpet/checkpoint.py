@@ -298,6 +298,7 @@ def finish(books: Books, chain: Chain, plan: Plan) -> list[int]:
     books.extent.growth_synced, books.clean = plan.growth, meta.clean
     books.ledger, chain.written, chain.shown = ledger, base, shown
     base.before = base.advance = None
+    chain.show(shown, base.txid, sync=True)
     books.pager.release(plan.unwritten)
     return stale
 

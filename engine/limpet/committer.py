@@ -582,7 +582,9 @@ class Committer:
             raise
         with self._lock:
             record_writer.finish(books, chain, record)
-            self._reached(record.tip, sync=record.sync)
+        counts = self.counts
+        counts.flushes += 1
+        counts.syncs += record.sync
 
     def _write_checkpoint(self, *, clean: bool) -> None:
         """Pages, sync, meta, sync: the state whose changes are all in the trees becomes the one on disk."""
@@ -607,9 +609,10 @@ class Committer:
             raise
         with self._lock:
             stale = checkpoint.finish(books, chain, plan)
-            self._reached(plan.base, sync=True)
-        self.counts.checkpoints += 1
-        self.counts.syncs += 1
+        counts = self.counts
+        counts.flushes += 1
+        counts.checkpoints += 1
+        counts.syncs += 2
         books.pager.discard(stale)
         warn_if_lost(books.file)
 
@@ -627,17 +630,6 @@ class Committer:
             raise
         self.counts.flushes += 1
         self.counts.syncs += 2
-
-    def _reached(self, commit: Commit, *, sync: bool) -> None:
-        """A flush has brought the disk as far as this commit: let readers see it, and let go who waits for it."""
-        chain, counts = self.chain, self.counts
-        counts.flushes += 1
-        counts.syncs += sync
-        chain.show(chain.shown)
-        txid = commit.txid
-        if sync and txid > chain.durable_txid:
-            chain.durable_txid = txid
-        chain.written_txid = max(chain.written_txid, txid)
 
     def _undo(self, cause: BaseException) -> None:
         """Writing failed before anything could be believed: forget all commits that nobody has seen."""

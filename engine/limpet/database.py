@@ -263,8 +263,8 @@ class Database:
         """Numbers about the database. Cost: O(tables). BusyError in the middle of another call of this thread."""
         committer, chain = self._committer, self._chain
         committer.enter()
-        books = committer.books
-        with books.lock:
+        with committer.books.lock:  # the same for all books: a compaction may have come before it
+            books = committer.books
             page_size = books.page_size
             pins = list(self._pins.values())
             metas, space = books.ledger.metas, books.ledger.space
@@ -349,14 +349,14 @@ class Database:
         if name == MEMORY:
             raise ValueError(f"a backup is a file; {MEMORY!r} is none")
         target = self._file_system.resolve(name)
-        own = self._committer.books.file
-        check_replaceable(self._file_system, own, self.path, target, overwrite=overwrite)
+        committer = self._committer
+        check_replaceable(self._file_system, committer.books.file, self.path, target, overwrite=overwrite)
         with self.read() as transaction:
             snapshot = transaction._snapshot
             assert snapshot is not None
             file = self._write_copy(snapshot, target, progress)
             try:
-                check_replaceable(self._file_system, own, self.path, target, overwrite=overwrite)
+                check_replaceable(self._file_system, committer.books.file, self.path, target, overwrite=overwrite)
                 put_in_place(self._file_system, file, target, overwrite=overwrite)
             except BaseException:
                 if file.path != target:
@@ -486,7 +486,7 @@ class Database:
             committer.turn.ring()
 
     def _write_copy(self, snapshot: Snapshot, target: str, progress: Progress | None) -> File:
-        file = create_beside(self._file_system, target, self._committer.books.file, will_be_used=target == self.path)
+        file = create_beside(self._file_system, target, snapshot.pager.file, will_be_used=target == self.path)
         try:
             write_copy(snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress)
         except BaseException:

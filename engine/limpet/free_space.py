@@ -78,7 +78,7 @@ class Pending:
 
 
 class FreeSpace:
-    """The space of one file. Not thread-safe: the database guards it with its state lock.
+    """The space of one file. Not thread-safe: the books guard it with their lock.
 
     high_water   first page number never handed out
     free_count   pages whose bit is set

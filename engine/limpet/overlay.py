@@ -402,32 +402,15 @@ class WorkingTree:
              the log has to hear of
     """
 
-    __slots__ = (
-        "_grown",
-        "_inline_limit",
-        "_owner",
-        "_pager",
-        "_sorted",
-        "_unasked",
-        "above",
-        "base",
-        "changed",
-        "codecs",
-        "count",
-        "delta",
-        "has_large",
-        "max_key_size",
-        "name",
-        "overlay",
-        "own",
-        "rebuilt",
-        "root",
-        "rows",
-        "tree_id",
-        "unresolved",
-        "version",
-    )
-
+    # No slots: what most trees of a small commit never need costs nothing as a default of the class.
+    has_large = False  # whether a value was set that belongs on overflow pages
+    version = 0
+    changed = False  # since the transaction began
+    rebuilt = False  # whether it did more than to change entries
+    delta = 0
+    _grown = 0  # bytes of overlay that the transaction has not been told of
+    _sorted: list[bytes] | None = None
+    _unasked = 0  # keys that came since somebody asked for their order
     known = NOTHING_KNOWN  # it would change with every change
 
     def __init__(self, name: str, pager: Pager, owner: Owner, info: TableInfo | None) -> None:
@@ -436,18 +419,10 @@ class WorkingTree:
         self.max_key_size = pager.max_key_size
         self._owner = owner
         self._inline_limit = pager.max_inline_entry
-        self._grown = 0  # bytes of overlay that the transaction has not been told of
-        self.has_large = False  # whether a value was set that belongs on overflow pages
-        self.version = 0
-        self.changed = False  # since the transaction began
-        self._sorted: list[bytes] | None = None
-        self._unasked = 0  # keys that came since somebody asked for their order
         self.base = info  # what the transaction began with
         self.above: Overlay | None = None
         self.own: dict[bytes, bytes | None] = {}
         self.overlay: dict[bytes, bytes | None] | None = self.own
-        self.rebuilt = False  # whether it did more than to change entries
-        self.delta = 0
         self.unresolved: set[bytes] = set()
         self.codecs: tuple[KeyCodec, Codec] | None
         self.rows: RowCache | None

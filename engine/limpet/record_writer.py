@@ -88,6 +88,7 @@ def finish(books: Books, chain: Chain, record: Record) -> None:
     shown = tip if chain.is_unseen(tip) else chain.shown
     log.end, books.ledger, books.clean, chain.written, chain.shown, chain.pending = end, ledger, False, tip, shown, None
     tip.before = None
+    chain.show(shown, tip.txid, sync=record.sync)
 
 
 def is_absent(books: Books, record: Record) -> bool:

@@ -123,7 +123,10 @@ class WriteTransaction:
             name = definition.name
             tree = self._trees.get(name)
             if tree is None:
-                snapshot = self.placed().snapshot
+                base = self.base
+                if base is None:  # somebody has ended it meanwhile
+                    raise ended()
+                snapshot = base.snapshot
                 new = WorkingTree(name, snapshot.pager, self, snapshot.tables.get(name))
                 tree = self._trees.setdefault(name, new)  # somebody may have come between
             if tree.base is None:

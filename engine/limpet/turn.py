@@ -116,10 +116,11 @@ class Seat:
                         return False
                 bell.acquire(True, pause_s)
         finally:
-            if bell in self.waiting:
+            try:
                 self.waiting.remove(bell)
-            elif self.holder() is None:  # it was rung for us, and we do not stay
-                self.ring()
+            except ValueError:  # it was rung for us
+                if self.holder() is None:  # and we do not stay
+                    self.ring()
 
     def _try(self, own: _Place) -> bool:
         place = self._last

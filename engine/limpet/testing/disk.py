@@ -541,7 +541,7 @@ class SimFile(File):
         return True
 
     def is_at(self, path: str) -> bool:
-        return self.disk.names.get(path) is self.checked()
+        return self.disk.names.get(path) is self.inode
 
     def close(self) -> None:
         if self.is_open:
