@@ -26,7 +26,8 @@ class FullDisk:
     def __init__(self, seed: int) -> None:
         rng = self.rng = random.Random(seed)
         self.row = rng.choice((20, 90, 400, 1500))
-        monitored = rng.random() < 0.3  # the monitors look at the whole file again and again, so it is a small one then
+        # The monitors look at the whole file again and again, so it is a small one then, of few rows.
+        monitored = self.row > 20 and rng.random() < 0.3
         largest = 2 * _SMALLEST if monitored or self.row == 20 else _LARGEST
         self.disk = SimDisk(capacity=rng.randrange(_SMALLEST, largest))
         self.monitor = Monitor(self.disk) if monitored else None
