@@ -27,6 +27,7 @@ from .workloads import Model, Step, apply_to_model, apply_to_transaction
 
 _ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR)
 _FULL = frozenset({"write", "grow"})  # the calls that a full disk refuses
+_TURNS_PER_LIFE = 4
 
 
 def run(budget: Budget) -> None:
@@ -35,18 +36,24 @@ def run(budget: Budget) -> None:
     for _, steps in workloads(budget, 6):
         with told_as({"steps": steps, "short": budget.seed}):
             _short_calls(steps, random.Random(budget.seed), budget)
-        with told_as({"full_disk": (seed := budget.rng.randrange(1 << 30))}):
-            full_disk.live(seed)
-        budget.count("full disk")
         stride, at = budget.rng.randint(1, 3), 0
         while budget.more():
             turn += 1
+            if turn % _TURNS_PER_LIFE == 1:
+                _full_disk(budget)
             case: Case = {"steps": steps, "at": at, "error": _ERRORS[turn % 4], "forever": turn % 3 == 0}
             case["partial"] = turn % 2 == 0
             case["leave"] = turn % 5 < 2  # the process dies in the end, and what it logged is replayed
             if _replayed(case, budget) == 0:
                 break
             at += stride
+
+
+def _full_disk(budget: Budget) -> None:
+    budget.count("full disk")
+    seed = budget.rng.randrange(1 << 30)
+    with told_as({"full_disk": seed}), no_hang():
+        full_disk.live(seed)
 
 
 def _replayed(case: Case, budget: Budget) -> int:
@@ -143,7 +150,7 @@ def _short_calls(steps: list[Step], rng: random.Random, budget: Budget) -> None:
 
 def _replay(case: Case) -> None:
     if "full_disk" in case:
-        with told_as(case):
+        with told_as(case), no_hang():
             full_disk.live(case["full_disk"])
     elif "short" in case:
         with told_as(case):

@@ -353,6 +353,21 @@ MUTANTS = (
         (Change("limpet.checkpoint:undo", "space.undo(plan.taken, plan.pending)", "pass"),),
     ),
     Mutant(
+        "the log takes what no checkpoint has pages for",
+        ("F6",),
+        (Change("limpet.log:Log.is_promised", "return count", "return True or count"),),
+    ),
+    Mutant(
+        "the last pages of a full disk are not kept for deletes",
+        ("F6",),
+        (Change("limpet.promise:check", "if missing > 0", "if False"),),
+    ),
+    Mutant(
+        "a larger log is placed whether or not the file can grow",
+        ("F6",),
+        (Change("limpet.checkpoint:_next_log", "not extent.try_reserve(extent.capacity + wanted)", "False"),),
+    ),
+    Mutant(
         "overflow pages are not freed",
         ("F1", "F2"),
         (Change("limpet.paging:PageWork.apply", "for record in edit.dropped:", "for record in ():"),),
