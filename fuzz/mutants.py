@@ -132,7 +132,7 @@ MUTANTS = (
     Mutant(
         "growth is not synced",
         ("F2", "F1"),
-        (Change("limpet.books:Extent.reserve", "self.growth += 1", "pass"),),
+        (Change("limpet.books:Extent._grow", "self.growth += 1", "pass"),),
     ),
     Mutant(
         "pages are reused one commit early",

@@ -178,7 +178,8 @@ class Committer:
         log = Log(meta.epoch, meta.log_start, meta.log_size, header.page_size)
         doubled = choice.older is not None and choice.older.txid == meta.txid
         log.end = LogEnd(replay.used, replay.records[-1].checksum if replay.records else 0, True, doubled)
-        log.taken, log.replayed = (replay.used, 0), sum([len(record.changes) for record in replay.records])
+        log.taken = replay.used, 0
+        log.replayed = sum([len(record.changes) for record in replay.records])
         base = Commit(Snapshot(meta.txid, tables, meta.next_tree_id, pager), SYNC, log)
         tables, count = _replayed(tables, replay, meta, header)
         commit = Commit(Snapshot(replay.last_txid, tables, meta.next_tree_id, pager), SYNC, log, count=count)
