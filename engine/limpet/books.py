@@ -12,7 +12,8 @@ Which pages may be used again: see free_space.py. The horizons that it asks for 
 metas on the disk, and the snapshots that are read.
 
 Lock: `lock`, which the chain of commits (chain.py) shares. Held for moments, and during I/O only where
-the file grows and where the map of free space is read at the first write.
+the file grows or gets back space that `trim` gave away, and where the map of free space is read at the
+first write.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ How a commit comes about (`commit`):
 Several committers that wait at 2 are served by one flush (group commit). An `os` commit leaves out
 the sync. A `none` commit leaves out step 2 altogether and waits in memory for the next.
 
-A commit that the log has no room for, or that does more than to change entries, is a checkpoint
-(checkpoint.py):
+A commit that the log has no room for, or the next checkpoint no pages (promise.py), or that does more
+than to change entries, is a checkpoint (checkpoint.py):
 
     1  in memory   all changes since the last checkpoint, and its own, become pages in free space
     2  flush       those pages, the catalogue and the map of free space are written and synced;
@@ -21,8 +21,8 @@ A commit that the log has no room for, or that does more than to change entries,
 
 Failures, and what remains true:
 
-    the disk is full, or   the commits of the flush are undone, nobody has seen them; go on
-    writing pages fails
+    the disk is full       the commit is refused before anybody waits for it; go on. Deletes go on too
+    writing pages fails    the commits of the flush are undone, nobody has seen them; go on
     a sync fails, or       what is on disk is unknown until it is read again: the database is
     writing a record or    poisoned, every later call says so; close it and open it again
     a meta fails
@@ -32,7 +32,8 @@ Locks, always taken in this order. Each is known by its owner (turn.py), and non
 
     seat           of the writer: a write transaction has it from its beginning to its end
     turn.lock      while a flush is under way; after it, who waits is rung for
-    books.lock     short: the books and the chain. I/O under it: growth, and the map at the first write
+    books.lock     short: the books and the chain. I/O under it: growth, zeros where space was given back (trim), and
+                   the map at the first write
     pager's        shorter: the bookkeeping of the cache. No I/O
 
 Who comes in while the same thread has one of the last three, or has the seat already (a signal handler,

@@ -88,7 +88,7 @@ def _make_roughly(books: Books, base: Commit, own: int, added: int, at_rest: int
             return False
         spare = books.room(space) - at_rest
         change_cost = page_size
-        if count >= trees:
+        if spare - trees >= needed - min(count, trees) + log.size // _AHEAD:  # let all of it change, then
             spare, change_cost = spare - trees, 0
         log.change_cost, log.limit, log.large_limit = change_cost, spare * page_size - replayed, UNLIMITED
     return True
