@@ -147,18 +147,19 @@ class Ledger:
 class Extent:
     """How long the file is.
 
-    capacity  pages that it has room for
-    growth    how often it was made longer; growth_synced: the same when that was last synced
+    capacity    pages that it has room for
+    is_refused  whether the disk was full when it was last to grow
+    growth      how often it was made longer; growth_synced: the same when that was last synced
     """
 
-    __slots__ = ("_file", "_is_refused", "_page_size", "capacity", "growth", "growth_synced")
+    __slots__ = ("_file", "_page_size", "capacity", "growth", "growth_synced", "is_refused")
 
     def __init__(self, file: File, page_size: int, high_water: int) -> None:
         """high_water: as far as it is known to be synced."""
         self._file = file
         self._page_size = page_size
         self.capacity = file.size() // page_size
-        self._is_refused = False  # whether the disk was full when the file was to grow
+        self.is_refused = False
         self.growth = int(self.capacity > high_water)  # a process that died may have added space and not synced it
         self.growth_synced = 0
 
@@ -183,6 +184,7 @@ class Extent:
             return True
         free = self._file.disk_free()
         if high_water > MAX_PAGES or (free is not None and free < (high_water - self.capacity) * self._page_size):
+            self.is_refused = True
             return False  # as it would say after having been filled
         try:
             self._grow(high_water)
@@ -197,14 +199,14 @@ class Extent:
         try:
             self._file.grow(pages * self._page_size)
         except OSError as error:
-            self._is_refused = self._is_refused or is_disk_full(error)
+            self.is_refused = self.is_refused or is_disk_full(error)
             raise
-        self.capacity, self._is_refused = pages, False
+        self.capacity, self.is_refused = pages, False
 
     def is_scarce(self) -> bool:
         """Whether the disk may soon be full, as far as the system says, and the last try to grow."""
         free = self._file.disk_free()
-        return self._is_refused or (free is not None and free < _PLENTY)
+        return self.is_refused or (free is not None and free < _PLENTY)
 
     def fill(self, first: int, count: int) -> None:
         """Give pages real space that have none. OSError."""

@@ -52,6 +52,7 @@ import random
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -403,13 +404,18 @@ class Committer:
 
     def _checkpoint_commit(self, transaction: WriteTransaction, *, in_turn: bool = False) -> Commit | None:
         """Make a transaction's result the tip, everything since the last checkpoint in pages; None: nothing changed."""
-        self._apply(transaction, in_turn=in_turn)
+        try:
+            self._apply(transaction, in_turn=in_turn)
+        except CorruptError:
+            if transaction.placed().error is not None:  # what it read is not there any more
+                raise self._built_on_undone() from None
+            raise
         tables = transaction.tables_after()
         with self._lock:
-            work = transaction.work()
-            self.books.space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
             if transaction.base is not self.chain.tip:
                 raise self._built_on_undone()
+            work = transaction.work()
+            self.books.space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
             if tables is None:
                 return None
             return self._advance(transaction, tables)
@@ -417,6 +423,9 @@ class Committer:
     def _apply(self, transaction: WriteTransaction, *, in_turn: bool) -> None:
         """Turn everything that is not in the trees into pages. OSError if there is not enough room."""
         inserts = transaction.inserts()
+        if self.books.extent.is_refused and not transaction.placed().log.epoch:
+            # It might take the pages that the flush of the checkpoint before it needs.
+            self._in_turn(self.flush_in_turn, in_turn=in_turn)
         try:
             transaction.attempt(partial(self._apply_once, transaction, share=float(inserts)))
         except OSError as error:
@@ -424,16 +433,20 @@ class Committer:
                 raise
         else:
             return
-        if in_turn:
-            self._double()
-        else:
-            try:
-                with self.turn.lock:
-                    self._double()
-            finally:
-                self.turn.ring()
+        self._in_turn(self._double, in_turn=in_turn)
         share = 1 if transaction.adds_entries() else 2 / 3 if inserts else 0
         self._apply_once(transaction, share=share, join_thin=False)
+
+    def _in_turn(self, function: Callable[[], None], *, in_turn: bool) -> None:
+        """Take the turn for a function, unless the caller has it."""
+        if in_turn:
+            function()
+            return
+        try:
+            with self.turn.lock:
+                function()
+        finally:
+            self.turn.ring()
 
     def _apply_once(self, transaction: WriteTransaction, *, share: float, join_thin: bool = True) -> None:
         transaction.apply_snapshot(join_thin=join_thin)
@@ -516,11 +529,7 @@ class Committer:
 
     def flush(self) -> None:
         """Bring everything committed so far to stable storage."""
-        try:
-            with self.turn.lock:
-                self.flush_in_turn()
-        finally:
-            self.turn.ring()
+        self._in_turn(self.flush_in_turn, in_turn=False)
 
     def flush_in_turn(self) -> None:
         """As `flush`, for who has the turn."""

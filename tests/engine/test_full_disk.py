@@ -8,6 +8,7 @@ import errno
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,46 @@ def test_a_file_of_older_code_that_kept_nothing_free(disk: Path, seed: int, monk
 def test_an_empty_database_takes_no_more_than_before(tmp_path: Path) -> None:
     limpet.open(tmp_path / "empty.limpet").close()
     assert os.stat(tmp_path / "empty.limpet").st_size == 16 << 10
+
+
+def test_a_checkpoint_that_is_in_memory_gets_its_pages_before_the_next_one_takes_any(disk: Path, seed: int) -> None:
+    """While one thread flushed its checkpoint, another's took the pages that the flush needed: both were undone."""
+    rng = random.Random(seed)
+    with limpet.open(disk / "full.limpet") as db:
+        rows = insert_until_full(db, rng, 900)
+        counts = db._committer.counts
+        for number in range(3):
+            db.flush()
+            before = counts.checkpoints
+            for key in sorted(rows)[:2]:
+                with db.write(durability="none") as txn:
+                    del txn[ROWS][key]
+                    txn.rename(ROWS, "other")
+                    txn.rename("other", ROWS.name)  # which cannot be said in the log
+                del rows[key]
+            assert counts.checkpoints == before + 1, f"turn {number}"
+            assert not db._chain.tip.log.epoch
+
+
+def test_threads_delete_on_a_full_disk(disk: Path, seed: int) -> None:
+    """Only what sets rows may be refused, whoever flushes meanwhile."""
+    with limpet.open(disk / "full.limpet") as db:
+        found = insert_until_full(db, random.Random(seed), 900)
+        keys = sorted(found)
+        models = [{key: found[key] for key in keys[number::3]} for number in range(3)]
+
+        def live(number: int) -> None:
+            rng, model = random.Random(seed + number), models[number]
+            for _ in range(60):
+                durability = rng.choice(("sync", "os", "none"))
+                key, value = rng.randrange(1 << 38) * 3 + number - (1 << 42), rng.randbytes(900)
+                if rng.random() < 0.5 and commits(db, key, value, durability):
+                    model[key] = value
+                gone = rng.choice(sorted(model))
+                delete(db, gone, durability)
+                del model[gone]
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(live, range(3)))
+        assert content(db) == {key: value for model in models for key, value in model.items()}
+        assert db.check().ok
