@@ -2,7 +2,8 @@
 
 F6: the Nth call of a workload fails with EIO, ENOSPC, EDQUOT or EINTR, reads and locks included; a failing write
 leaves half of its bytes behind in every other case. Where there is no space for new pages the transaction is
-undone and the handle stays good. Real files besides: the system reads and writes less than it was asked to.
+undone and the handle stays good. Real files besides: the system reads and writes less than it was asked to. And
+whole lives on a disk that is full (full_disk.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import limpet
 from limpet.testing import Fault, ShortCalls, SimDisk
 
+from . import full_disk
 from .crashes import workloads
 from .harness import Budget, Case, FaultClass, no_hang, told_as
 from .oracle import Run, Wrong, read_all, tuned, verify
@@ -25,6 +27,7 @@ from .workloads import Model, Step, apply_to_model, apply_to_transaction
 
 _ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR)
 _FULL = frozenset({"write", "grow"})  # the calls that a full disk refuses
+_TURNS_PER_LIFE = 4
 
 
 def run(budget: Budget) -> None:
@@ -36,12 +39,21 @@ def run(budget: Budget) -> None:
         stride, at = budget.rng.randint(1, 3), 0
         while budget.more():
             turn += 1
+            if turn % _TURNS_PER_LIFE == 1:
+                _full_disk(budget)
             case: Case = {"steps": steps, "at": at, "error": _ERRORS[turn % 4], "forever": turn % 3 == 0}
             case["partial"] = turn % 2 == 0
             case["leave"] = turn % 5 < 2  # the process dies in the end, and what it logged is replayed
             if _replayed(case, budget) == 0:
                 break
             at += stride
+
+
+def _full_disk(budget: Budget) -> None:
+    budget.count("full disk")
+    seed = budget.rng.randrange(1 << 30)
+    with told_as({"full_disk": seed}), no_hang():
+        full_disk.live(seed)
 
 
 def _replayed(case: Case, budget: Budget) -> int:
@@ -137,7 +149,10 @@ def _short_calls(steps: list[Step], rng: random.Random, budget: Budget) -> None:
 
 
 def _replay(case: Case) -> None:
-    if "short" in case:
+    if "full_disk" in case:
+        with told_as(case), no_hang():
+            full_disk.live(case["full_disk"])
+    elif "short" in case:
         with told_as(case):
             _short_calls(case["steps"], random.Random(case["short"]), Budget(60.0, 0))
     else:

@@ -132,7 +132,7 @@ MUTANTS = (
     Mutant(
         "growth is not synced",
         ("F2", "F1"),
-        (Change("limpet.books:Extent.reserve", "self.growth += 1", "pass"),),
+        (Change("limpet.books:Extent._grow", "self.growth += 1", "pass"),),
     ),
     Mutant(
         "pages are reused one commit early",
@@ -351,6 +351,21 @@ MUTANTS = (
         "a failed flush keeps the pages it took",
         ("F6",),
         (Change("limpet.checkpoint:undo", "space.undo(plan.taken, plan.pending)", "pass"),),
+    ),
+    Mutant(
+        "the log takes what no checkpoint has pages for",
+        ("F6",),
+        (Change("limpet.log:Log.is_promised", "return count", "return True or count"),),
+    ),
+    Mutant(
+        "the last pages of a full disk are not kept for deletes",
+        ("F6",),
+        (Change("limpet.promise:check", "if missing > 0", "if False"),),
+    ),
+    Mutant(
+        "a larger log is placed whether or not the file can grow",
+        ("F6",),
+        (Change("limpet.checkpoint:_next_log", "not extent.try_reserve(extent.capacity + wanted)", "False"),),
     ),
     Mutant(
         "overflow pages are not freed",

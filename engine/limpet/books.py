@@ -12,7 +12,8 @@ Which pages may be used again: see free_space.py. The horizons that it asks for 
 metas on the disk, and the snapshots that are read.
 
 Lock: `lock`, which the chain of commits (chain.py) shares. Held for moments, and during I/O only where
-the file grows and where the map of free space is read at the first write.
+the file grows or gets back space that `trim` gave away, and where the map of free space is read at the
+first write.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from .chain import Chain, Commit
-from .errors import CorruptError
+from .errors import CorruptError, is_disk_full
 from .file import File
-from .format import Header, Meta, ref_pgno
+from .format import MAX_PAGES, Header, Meta, ref_pgno
 from .free_space import FreeSpace, MapBefore, Pending, load_map
 from .pager import Pager
 
@@ -35,6 +36,7 @@ _log = logging.getLogger("limpet")
 _GROWTH_SHARE = 8  # the file grows by an eighth,
 _MIN_GROWTH = 64 << 10  # but by 64 KiB at least
 _MAX_GROWTH = 8 << 20  # and 8 MiB at most
+_PLENTY = 64 << 20  # bytes free on the disk, more than any checkpoint of a log takes
 
 
 class Metas(NamedTuple):
@@ -77,11 +79,11 @@ class Plan:
     pages           everything to be written before: first page number -> page, or run of pages
     unwritten       of these, the pages of commits in memory
     dirty_tables    the tables whose entries in the catalogue it changes
-    taken           pages for the catalogue, the map and the log
+    taken           pages for the catalogue and the map
     freed           their old pages, before they are pending
     pending         the same after that
     map_before      the map of free space before
-    catalogue_root  and log_start: where they will be
+    catalogue_root  where it will be
     growth          how often the file had grown when it was planned
     is_synced       whether all but the meta is on stable storage. From then on a meta may name the pages, and they are
                     not written again: a power cut while they are would damage the newest checkpoint
@@ -98,7 +100,6 @@ class Plan:
     pending: list[Pending] = field(default_factory=list)
     map_before: MapBefore | None = None
     catalogue_root: int = 0
-    log_start: int = 0
     meta: Meta | None = None
     is_synced: bool = False
 
@@ -146,45 +147,77 @@ class Ledger:
 class Extent:
     """How long the file is.
 
-    growth  how often it was made longer; growth_synced: the same when that was last synced
+    capacity    pages that it has room for
+    is_refused  whether the disk was full when it was last to grow
+    growth      how often it was made longer; growth_synced: the same when that was last synced
     """
 
-    __slots__ = ("_capacity", "_file", "_page_size", "growth", "growth_synced")
+    __slots__ = ("_file", "_page_size", "capacity", "growth", "growth_synced", "is_refused")
 
     def __init__(self, file: File, page_size: int, high_water: int) -> None:
         """high_water: as far as it is known to be synced."""
         self._file = file
         self._page_size = page_size
-        self._capacity = file.size() // page_size
-        self.growth = int(self._capacity > high_water)  # a process that died may have added space and not synced it
+        self.capacity = file.size() // page_size
+        self.is_refused = False
+        self.growth = int(self.capacity > high_water)  # a process that died may have added space and not synced it
         self.growth_synced = 0
 
     def reserve(self, high_water: int) -> None:
-        """Make the file long enough for `high_water` pages, by real space. OSError."""
-        if high_water <= self._capacity:
+        """Make the file long enough for `high_water` pages, by real space, or somewhat longer. OSError."""
+        if high_water <= self.capacity:
             return
         page_size = self._page_size
-        needed = high_water * page_size
-        size = self._capacity * page_size
+        size = self.capacity * page_size
         step = max(_MIN_GROWTH, min(_MAX_GROWTH, size // _GROWTH_SHARE))
-        generous = max(needed, -(-(size + step) // page_size) * page_size)
+        generous = max(high_water, -(-(size + step) // page_size))
+        try:
+            self._grow(generous)
+        except OSError:
+            if generous == high_water:
+                raise
+            self._grow(high_water)
+
+    def try_reserve(self, high_water: int) -> bool:
+        """Make the file long enough for `high_water` pages, and no longer; False if the disk is full. OSError."""
+        if high_water <= self.capacity:
+            return True
+        free = self._file.disk_free()
+        if high_water > MAX_PAGES or (free is not None and free < (high_water - self.capacity) * self._page_size):
+            self.is_refused = True
+            return False  # as it would say after having been filled
+        try:
+            self._grow(high_water)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            return False
+        return True
+
+    def _grow(self, pages: int) -> None:
         self.growth += 1  # first: growth that nobody knows of would never be synced
         try:
-            self._file.grow(generous)
-            grown = generous
-        except OSError:
-            if generous == needed:
-                raise
-            self._file.grow(needed)
-            grown = needed
-        self._capacity = grown // page_size
+            self._file.grow(pages * self._page_size)
+        except OSError as error:
+            self.is_refused = self.is_refused or is_disk_full(error)
+            raise
+        self.capacity, self.is_refused = pages, False
 
-    def cut(self, high_water: int) -> int:
-        """Cut the file behind the last page that was ever used; returns the bytes given back."""
-        before, end = self._file.size(), high_water * self._page_size
+    def is_scarce(self) -> bool:
+        """Whether the disk may soon be full, as far as the system says, and the last try to grow."""
+        free = self._file.disk_free()
+        return self.is_refused or (free is not None and free < _PLENTY)
+
+    def fill(self, first: int, count: int) -> None:
+        """Give pages real space that have none. OSError."""
+        self._file.write(first * self._page_size, bytes(count * self._page_size))
+
+    def cut(self, pages: int) -> int:
+        """Cut the file behind so many pages; returns the bytes given back."""
+        before, end = self._file.size(), pages * self._page_size
         if before <= end:
             return 0
-        self._capacity = high_water
+        self.capacity = pages
         self._file.truncate(end)
         return before - end
 
@@ -258,7 +291,7 @@ class Books:
         meta, older = metas.newest, metas.other
         page_size = self.page_size
         bits, refs = load_map(meta.free_space_root, meta.high_water, page_size, self.pager.page)
-        space = FreeSpace(page_size, meta.high_water, bits, refs, self.extent.reserve)
+        space = FreeSpace(page_size, meta.high_water, bits, refs, self.extent.reserve, self.extent.fill)
         if space.free_count != meta.free_count:
             raise CorruptError(
                 "the map of free space does not add up; the database can still be read",
@@ -277,6 +310,8 @@ class Books:
         if older is not None and older is not meta and older.txid != meta.txid:
             needed = self._free_in_older(older, meta.high_water)
         space.set_pending(meta.txid, needed)
+        for offset, size in self.file.holes():
+            space.hollow(range(offset // page_size, -(-(offset + size) // page_size)))
         return space
 
     def _free_in_older(self, older: Meta, high_water: int) -> bytes:
@@ -301,6 +336,14 @@ class Books:
         published = self._chain.published  # first this, then the pins: a reader that comes between them looks again
         newest = self._chain.shown.txid if published is None else published.txid
         return min([newest, *list(self._pins.values())])
+
+    def free(self, space: FreeSpace) -> int:
+        """Pages that can be handed out in the file as it is. The caller has the lock."""
+        return space.reusable_count + self.extent.capacity - space.high_water
+
+    def room(self, space: FreeSpace) -> int:
+        """As `free`, once both metas are at the newest checkpoint in memory."""
+        return self.free(space) + space.pending_up_to(min([self._chain.last_txid, *list(self._pins.values())]))
 
     # -- what transactions ask for (paging.PageSource) -------------------------------------------
 

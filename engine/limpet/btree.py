@@ -268,10 +268,11 @@ class Edit:
     drafts: int = 0
 
 
-def apply(read: Callable[[int], Node], page_size: int, root: int, changes: Changes) -> Edit:
+def apply(read: Callable[[int], Node], page_size: int, root: int, changes: Changes, *, join_thin: bool = True) -> Edit:
     """Draft the tree that `changes` make of the tree at `root`.
 
-    changes  key -> stored value, or None to delete; values must fit into a leaf (Overflow if not)
+    changes    key -> stored value, or None to delete; values must fit into a leaf (Overflow if not)
+    join_thin  False: thin nodes stay, which takes no pages for their neighbours
     returns  the drafts and what they replace; nothing is written
     raises   what `read` raises
     cost     each affected node is read, merged and drafted once
@@ -279,7 +280,7 @@ def apply(read: Callable[[int], Node], page_size: int, root: int, changes: Chang
     edit = Edit(root)
     if not changes:
         return edit
-    editor = _Editor(read, page_size, changes, edit)
+    editor = _Editor(read, page_size, changes, edit, join_thin)
     children, keys = editor.edit(root, 0, len(editor.keys)) if root else editor.fresh()
     while len(children) > 1:
         children, keys = editor.cut_branch(_level(children[0]) + 1, keys, children, append=not root)
@@ -308,11 +309,14 @@ def _count(child: Child) -> int:
 class _Editor:
     """One run of `apply`. Methods give siblings: (children, separators between them)."""
 
-    def __init__(self, read: Callable[[int], Node], page_size: int, changes: Changes, edit: Edit) -> None:
+    def __init__(
+        self, read: Callable[[int], Node], page_size: int, changes: Changes, edit: Edit, join_thin: bool
+    ) -> None:
         self.read = read
         self.changes = changes
         self.keys = sorted(changes)
         self.result = edit
+        self.join_thin = join_thin
         self.leaf_payload = leaf_payload(page_size)
         self.branch_payload = branch_payload(page_size)
 
@@ -446,7 +450,7 @@ class _Editor:
         sizes = _entry_sizes(keys, values)
         ends = list(accumulate(sizes))
         if ends[-1] <= self.leaf_payload:
-            thin = shrank and ends[-1] * _THIN < self.leaf_payload
+            thin = shrank and self.join_thin and ends[-1] * _THIN < self.leaf_payload
             return [DraftLeaf(keys, values, thin)], []
         if 0 < split_at < len(keys) and max(ends[split_at - 1], ends[-1] - ends[split_at - 1]) <= self.leaf_payload:
             cuts = [0, split_at, len(keys)]
@@ -537,7 +541,7 @@ class _Editor:
         fixed = END_SIZE + REF_SIZE
         ends = list(accumulate([len(key) + fixed for key in keys], initial=fixed))
         if ends[-1] <= self.branch_payload:
-            thin = shrank and ends[-1] * _THIN < self.branch_payload
+            thin = shrank and self.join_thin and ends[-1] * _THIN < self.branch_payload
             return [DraftBranch(level, keys, children, thin=thin)], []
         cuts = _cut(ends, self.branch_payload, full=append)
         branches: list[Child] = [DraftBranch(level, keys[a : b - 1], children[a:b]) for a, b in pairwise(cuts)]

@@ -53,13 +53,14 @@ def advance(books: Books, chain: Chain, transaction: WriteTransaction, tables: d
     ledger = books.ledger.copy()
     space = _loaded(books, ledger)
     txid = transaction.txid
-    # From here on the pages are the commit's: whatever happens to the transaction, it gives none back.
-    work, transaction.page_work = transaction.work(), None
+    work = transaction.work()
     (allocated,) = work.allocated
     own = allocated.intersection(work.freed)
     held = work.held - own
     allocated = allocated - own
     freed = [pgno for pgno in work.freed if pgno not in own]
+    log = _next_log(books, chain.tip.log, space, allocated, freed)
+    transaction.page_work = None  # the pages are the commit's: whatever happens to the transaction, it gives none back
     young = [pgno for pgno in freed if pgno in ledger.young]
     if young:
         freed = [pgno for pgno in freed if pgno not in ledger.young]
@@ -73,7 +74,7 @@ def advance(books: Books, chain: Chain, transaction: WriteTransaction, tables: d
     ledger.nonce = stamp_nonce(transaction.stamp)
     ledger.dirty_tables.update(transaction.changed_tables())
     snapshot = Snapshot(txid, tables, transaction.next_tree_id, books.pager)
-    commit = Commit(snapshot, transaction.durability, _next_log(chain.tip.log, space, books.page_size), chain.tip)
+    commit = Commit(snapshot, transaction.durability, log, chain.tip)
     commit.advance = Advance(list(allocated), held, superseded, pending, work.stale, ledger.base)
     ledger.base = commit
     books.ledger, chain.last_txid, chain.tip, transaction.is_open = ledger, txid, commit, False
@@ -89,12 +90,25 @@ def _loaded(books: Books, ledger: Ledger) -> FreeSpace:
     return ledger.space
 
 
-def _next_log(log: Log, space: FreeSpace, page_size: int) -> Log:
-    """The empty log of the epoch that a checkpoint begins: in the same place, or in a larger one."""
+def _next_log(books: Books, log: Log, space: FreeSpace, allocated: set[int], freed: list[int]) -> Log:
+    """The empty log of the epoch that a checkpoint begins: in the same place, or in a larger one if there is room.
+
+    allocated, freed  what the checkpoint takes and gives; the places join them
+    """
+    page_size, extent = books.page_size, books.extent
     wanted = region_size(space.high_water, page_size)
-    if log.size * 4 >= wanted * 3:
-        return Log(0, log.start, log.size, page_size)
-    return Log(0, 0, wanted, page_size)
+    # A new place is at the end of the file and takes more room, because what is free already may be promised.
+    if log.start and (log.size * 4 >= wanted * 3 or not extent.try_reserve(extent.capacity + wanted)):
+        return Log(0, log.start, log.size, page_size, blank=log.blank)
+    if log.start or extent.try_reserve(space.high_water + wanted):
+        run = space.run_at_end(wanted)
+    else:
+        run = space.allocate_run(region_size(0, page_size))  # `promise.check` has seen to it
+    before = range(log.start, log.start + log.size)
+    space.check_used([*freed, *before])  # a run of pages whose length lies may reach into the log
+    allocated.update(run)
+    freed.extend(before)
+    return Log(0, run.start, len(run), page_size, blank=True)
 
 
 # -- on the way to the disk ----------------------------------------------------------------------
@@ -113,10 +127,12 @@ def begin(books: Books, *, clean: bool) -> Plan:
     ledger.unwritten, ledger.unwritten_size, ledger.dirty_tables = set(), 0, set()
     ledger.young = set()  # from here on, the pages of the checkpoint may be on disk
     plan.pages.update((pgno, books.pager.held[pgno]) for pgno in plan.unwritten)
+    log = base.log
+    if log.blank:  # real space, even if it was a hole
+        plan.pages.update((pgno, bytes(books.page_size)) for pgno in range(log.start, log.start + log.size))
     stamp = make_stamp(base.txid, ledger.nonce)
     try:
         plan.catalogue_root = _write_catalogue(books, ledger, plan, space, stamp)
-        plan.log_start = _place_log(books, ledger, plan, space)
         map_root = _write_map(books, plan, space, stamp)
     except BaseException:
         high_water = books.high_water  # what the copy has added behind that goes with the copy
@@ -133,28 +149,13 @@ def begin(books: Books, *, clean: bool) -> Plan:
         table_count=len(base.snapshot.tables),
         next_tree_id=base.snapshot.next_tree_id,
         commit_us=now_us(),
-        log_start=plan.log_start,
-        log_size=base.log.size,
+        log_start=log.start,
+        log_size=log.size,
         clean=clean,
     )
     ledger.plan = plan
     books.ledger = ledger
     return plan
-
-
-def _place_log(books: Books, ledger: Ledger, plan: Plan, space: FreeSpace) -> int:
-    """Where the log of the new epoch is: a larger file gets a larger one."""
-    log = plan.base.log
-    if log.start or not log.size:
-        return log.start
-    before = ledger.metas.newest
-    run = space.allocate_run(log.size)
-    plan.taken.update(run)
-    space.mark_used(run)
-    plan.pages.update((pgno, bytes(books.page_size)) for pgno in run)  # real space, even if it was a hole
-    for pgno in range(before.log_start, before.log_start + before.log_size):
-        _drop(plan, space, pgno)
-    return run.start
 
 
 def _write_catalogue(books: Books, ledger: Ledger, plan: Plan, space: FreeSpace, stamp: int) -> int:
@@ -274,6 +275,13 @@ def encode_in(books: Books, meta: Meta, slot: int) -> bytes:
     return encode_meta(meta, META_PGNOS[slot], books.pager.checksum, books.pager.seed)
 
 
+def finish_copy(books: Books, chain: Chain, copy: Meta) -> None:
+    """Both metas are at the newest checkpoint, so what it freed can be used. The caller has the lock of the books."""
+    log = chain.tip.log
+    end, ledger = log.end._replace(doubled=True), replace(books.ledger, metas=books.ledger.metas.doubled(copy))
+    log.end, books.ledger, books.clean = end, ledger, False
+
+
 def finish(books: Books, chain: Chain, plan: Plan) -> list[int]:
     """The meta is in the file: its epoch begins. The caller has the lock of the books.
 
@@ -286,7 +294,7 @@ def finish(books: Books, chain: Chain, plan: Plan) -> list[int]:
     metas = books.ledger.metas.turned(meta)
     ledger = replace(books.ledger, metas=metas, catalogue_root=plan.catalogue_root, plan=None)
     shown = base if chain.is_unseen(base) else chain.shown
-    log.start, log.epoch, log.end = plan.log_start, meta.epoch, LogEnd()
+    log.epoch, log.end, log.blank = meta.epoch, LogEnd(), False
     books.extent.growth_synced, books.clean = plan.growth, meta.clean
     books.ledger, chain.written, chain.shown = ledger, base, shown
     base.before = base.advance = None

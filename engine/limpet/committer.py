@@ -11,8 +11,8 @@ How a commit comes about (`commit`):
 Several committers that wait at 2 are served by one flush (group commit). An `os` commit leaves out
 the sync. A `none` commit leaves out step 2 altogether and waits in memory for the next.
 
-A commit that the log has no room for, or that does more than to change entries, is a checkpoint
-(checkpoint.py):
+A commit that the log has no room for, or the next checkpoint no pages (promise.py), or that does more
+than to change entries, is a checkpoint (checkpoint.py):
 
     1  in memory   all changes since the last checkpoint, and its own, become pages in free space
     2  flush       those pages, the catalogue and the map of free space are written and synced;
@@ -21,8 +21,8 @@ A commit that the log has no room for, or that does more than to change entries,
 
 Failures, and what remains true:
 
-    the disk is full, or   the commits of the flush are undone, nobody has seen them; go on
-    writing pages fails
+    the disk is full       the commit is refused before anybody waits for it; go on. Deletes go on too
+    writing pages fails    the commits of the flush are undone, nobody has seen them; go on
     a sync fails, or       what is on disk is unknown until it is read again: the database is
     writing a record or    poisoned, every later call says so; close it and open it again
     a meta fails
@@ -32,7 +32,8 @@ Locks, always taken in this order. Each is known by its owner (turn.py), and non
 
     seat           of the writer: a write transaction has it from its beginning to its end
     turn.lock      while a flush is under way; after it, who waits is rung for
-    books.lock     short: the books and the chain. I/O under it: growth, and the map at the first write
+    books.lock     short: the books and the chain. I/O under it: growth, zeros where space was given back (trim), and
+                   the map at the first write
     pager's        shorter: the bookkeeping of the cache. No I/O
 
 Who comes in while the same thread has one of the last three, or has the seat already (a signal handler,
@@ -51,13 +52,15 @@ import random
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from . import checkpoint, record_writer
+from . import checkpoint, promise, record_writer
 from .books import Books, Ledger, Metas
 from .chain import NONE, SYNC, Chain, Commit, Record
-from .errors import BusyError, ClosedError, CorruptError, LimpetError, ReadOnlyError
+from .errors import BusyError, ClosedError, CorruptError, LimpetError, ReadOnlyError, is_disk_full
 from .file import File, on_fork, random_bytes
 from .format import FIRST_NODE_PGNO, HEADER_SIZE, KNOWN_READ_ONLY, Header, Meta, Pgno, decode_header, max_key_size
 from .log import Log, LogEnd, Replay, decode_changes, encode_changes
@@ -178,6 +181,7 @@ class Committer:
         doubled = choice.older is not None and choice.older.txid == meta.txid
         log.end = LogEnd(replay.used, replay.records[-1].checksum if replay.records else 0, True, doubled)
         log.taken = replay.used, 0
+        log.replayed = sum([len(record.changes) for record in replay.records])
         base = Commit(Snapshot(meta.txid, tables, meta.next_tree_id, pager), SYNC, log)
         tables, count = _replayed(tables, replay, meta, header)
         commit = Commit(Snapshot(replay.last_txid, tables, meta.next_tree_id, pager), SYNC, log, count=count)
@@ -332,6 +336,8 @@ class Committer:
             changes = transaction.own_changes()
             if changes != []:
                 commit = self._log_commit(transaction, base, changes) if changes else None
+                if commit is None and changes and self._is_promised(base, changes):
+                    commit = self._log_commit(transaction, base, changes)
                 if commit is None:
                     commit = self._checkpoint_commit(transaction)
         finally:
@@ -359,7 +365,10 @@ class Committer:
     def _log_commit(
         self, transaction: WriteTransaction, base: Commit, changes: list[tuple[WorkingTree, Changed]]
     ) -> Commit | None:
-        """Make a transaction's result the tip, to be recorded in the log; None if the log has no room for it."""
+        """Make a transaction's result the tip, to be recorded in the log.
+
+        returns  None if the log has no room for it, or nobody has promised it pages of the next checkpoint
+        """
         before = base.snapshot
         tables = before.tables.copy()
         encoded = b""
@@ -377,7 +386,7 @@ class Committer:
                 raise self._built_on_undone()
             log, own = tip.log, len(encoded)
             size = tip.size + own
-            if not log.has_room(size, own, count):
+            if not (log.has_room(size, own, count) and log.is_promised(size, own, count)):
                 return None
             txid = transaction.txid
             snapshot = Snapshot(txid, tables, before.next_tree_id, before.pager)
@@ -386,18 +395,84 @@ class Committer:
             chain.last_txid, chain.tip, transaction.is_open = txid, commit, False
         return commit
 
-    def _checkpoint_commit(self, transaction: WriteTransaction) -> Commit | None:
+    def _is_promised(self, base: Commit, changes: list[tuple[WorkingTree, Changed]]) -> bool:
+        """Find room for what a commit adds to the next checkpoint; False if it has to be a checkpoint itself."""
+        own = sum([len(encode_changes(0, some)) for _, some in changes])
+        added = sum([len(some) for _, some in changes])
+        has_room = base.log.has_room(base.size + own, own, base.count + added)
+        return has_room and promise.make(self.books, base, own, added)
+
+    def _checkpoint_commit(self, transaction: WriteTransaction, *, in_turn: bool = False) -> Commit | None:
         """Make a transaction's result the tip, everything since the last checkpoint in pages; None: nothing changed."""
-        transaction.apply_snapshot()
+        try:
+            self._apply(transaction, in_turn=in_turn)
+        except CorruptError:
+            if transaction.placed().error is not None:  # what it read is not there any more
+                raise self._built_on_undone() from None
+            raise
         tables = transaction.tables_after()
         with self._lock:
-            work = transaction.work()
-            self.books.space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
             if transaction.base is not self.chain.tip:
                 raise self._built_on_undone()
+            work = transaction.work()
+            self.books.space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
             if tables is None:
                 return None
             return self._advance(transaction, tables)
+
+    def _apply(self, transaction: WriteTransaction, *, in_turn: bool) -> None:
+        """Turn everything that is not in the trees into pages. OSError if there is not enough room."""
+        inserts = transaction.inserts()
+        if self.books.extent.is_refused and not transaction.placed().log.epoch:
+            # It might take the pages that the flush of the checkpoint before it needs.
+            self._in_turn(self.flush_in_turn, in_turn=in_turn)
+        try:
+            transaction.attempt(partial(self._apply_once, transaction, share=float(inserts)))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+        else:
+            return
+        self._in_turn(self._double, in_turn=in_turn)
+        share = 1 if transaction.adds_entries() else 2 / 3 if inserts else 0
+        self._apply_once(transaction, share=share, join_thin=False)
+
+    def _in_turn(self, function: Callable[[], None], *, in_turn: bool) -> None:
+        """Take the turn for a function, unless the caller has it."""
+        if in_turn:
+            function()
+            return
+        try:
+            with self.turn.lock:
+                function()
+        finally:
+            self.turn.ring()
+
+    def _apply_once(self, transaction: WriteTransaction, *, share: float, join_thin: bool = True) -> None:
+        transaction.apply_snapshot(join_thin=join_thin)
+        promise.check(self.books, transaction.placed(), transaction, share)
+
+    def _double(self) -> None:
+        """Bring everything to the disk, and both metas to the newest checkpoint: what it freed can be used again.
+
+        The caller has the seat and the turn.
+        """
+        books, chain = self.books, self.chain
+        self.flush_in_turn()
+        metas = books.ledger.metas
+        if metas.other is not None and metas.other.txid == metas.newest.txid:
+            return
+        copy = replace(metas.newest, clean=False)
+        try:
+            checkpoint.write_copy_of_meta(books, copy, 1 - metas.slot)
+            books.file.sync()
+        except OSError as error:
+            chain.failure, chain.published = error, None  # at once: see `poison`
+            self.poison(error)
+            raise
+        with self._lock:
+            checkpoint.finish_copy(books, chain, copy)
+        self.counts.syncs += 1
 
     def _advance(self, transaction: WriteTransaction, tables: dict[str, TableInfo]) -> Commit:
         try:
@@ -454,11 +529,7 @@ class Committer:
 
     def flush(self) -> None:
         """Bring everything committed so far to stable storage."""
-        try:
-            with self.turn.lock:
-                self.flush_in_turn()
-        finally:
-            self.turn.ring()
+        self._in_turn(self.flush_in_turn, in_turn=False)
 
     def flush_in_turn(self) -> None:
         """As `flush`, for who has the turn."""
@@ -508,7 +579,7 @@ class Committer:
         try:
             record_writer.write(books, record, again=again)
         except OSError as error:
-            if error.errno in record_writer.DISK_FULL and record_writer.is_absent(books, record):
+            if is_disk_full(error) and record_writer.is_absent(books, record):
                 self._undo(error)
                 raise
             chain.failure, chain.published = error, None  # at once: see `poison`
@@ -649,7 +720,7 @@ class Committer:
         transaction = WriteTransaction(self, SYNC, chain.tip, chain.last_txid + 1)
         try:
             if chain.tip.log.end.used:
-                self._checkpoint_commit(transaction)
+                self._checkpoint_commit(transaction, in_turn=True)
             self._flush(chain.tip.txid, sync=True, clean=True)
         except (OSError, CorruptError) as error:
             if chain.failure is not None:

@@ -9,6 +9,7 @@ import threading
 from dataclasses import asdict, dataclass
 from typing import Self
 
+from . import promise
 from .backup import (
     Progress,
     check_replaceable,
@@ -24,7 +25,7 @@ from .chain import DURABILITIES, SYNC
 from .check import Report, check_commit
 from .checksum import KIND_NUMBERS, default_kind
 from .committer import Committer
-from .errors import ClosedError, LockedError
+from .errors import ClosedError, LockedError, is_disk_full
 from .file import File, FileSystem, MemoryFile, OSFileSystem
 from .format import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MIN_PAGE_SIZE, Txid, valid_page_size
 from .head import check_head
@@ -389,13 +390,30 @@ class Database:
                     committer.switch(committer.prepare_switch(file))
                 else:
                     self._check_at_path()
-                    file = self._write_copy(snapshot, self.path, progress)
+                    file = self._write_compacted(snapshot, progress)
                     self._replace_file(file)
                 return before - file.size()
         finally:
             if transaction.is_open:
                 transaction.abort()
             committer.turn.ring()
+
+    def _write_compacted(self, snapshot: Snapshot, progress: Progress | None) -> File:
+        try:
+            return self._write_copy(snapshot, self.path, progress)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            books = self._committer.books
+            with books.lock:
+                space = books.space()
+                size = (space.high_water - space.free_count) * books.page_size
+            raise OSError(
+                error.errno,
+                f"compaction writes a second file beside the first, of about {size >> 10} KiB, and the disk is full; "
+                "nothing has changed. Rows can be deleted all the same, and their space is used again",
+                self.path,
+            ) from error
 
     def _replace_file(self, file: File) -> None:
         """Give a finished copy the name of the file, and go on with it. The caller is the writer, and flushes."""
@@ -434,8 +452,9 @@ class Database:
         """Give free space back to the file system, without rewriting anything.
 
         The file is cut behind the last page that was ever used, and stretches of free pages of at least 64 KiB become
-        holes in it, where the system can do that (Linux, with `cffi`). Waits for the writer; readers go on. A later
-        commit that uses such a stretch again needs room on the disk, and fails with OSError if there is none.
+        holes in it, where the system can do that (Linux, with `cffi`). What the next checkpoint may need stays, so that
+        rows can be deleted on a full disk. Waits for the writer; readers go on. A later commit that uses such a stretch
+        again needs room on the disk, and fails with OSError if there is none.
 
         returns  bytes given back, at most: some may have been holes before
         raises   BusyError if this thread is writing; ReadOnlyError; OSError
@@ -444,15 +463,24 @@ class Database:
         committer = self._committer
         transaction = self.write()
         try:
-            with committer.turn.lock, committer.books.lock:
-                books = committer.books
-                space, page_size = books.space(), books.page_size
-                books.reclaim(space)
-                saved = books.extent.cut(space.high_water)
-                for start, count in space.stretches(max(1, _SHORTEST_HOLE // page_size)):
-                    if books.file.punch(start * page_size, count * page_size):
-                        saved += count * page_size
-                return saved
+            with committer.turn.lock:
+                books, tip = committer.books, self._chain.tip
+                kept = promise.kept(books, tip)
+                with books.lock:
+                    space, page_size = books.space(), books.page_size
+                    books.reclaim(space)
+                    spare = max(0, books.free(space) - kept)
+                    tip.log.limit = -1  # what was promised is counted anew
+                    capacity = books.extent.capacity
+                    saved = books.extent.cut(max(space.high_water, capacity - spare))
+                    spare -= capacity - books.extent.capacity
+                    for start, length in space.stretches(max(1, _SHORTEST_HOLE // page_size)):
+                        count = min(length, spare)
+                        if count and books.file.punch(start * page_size, count * page_size):
+                            space.hollow(range(start, start + count))
+                            spare -= count
+                            saved += count * page_size
+                    return saved
         finally:
             transaction.abort()
             committer.turn.ring()

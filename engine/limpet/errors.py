@@ -22,8 +22,11 @@ passes through with the name of the file.
 
 from __future__ import annotations
 
+import errno
 import shlex
 from collections.abc import Callable
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 class LimpetError(Exception):
@@ -155,3 +158,8 @@ def _made_again(kind: type[LimpetError], arguments: tuple[object, ...]) -> Limpe
 
 def _shown(value: object) -> str:
     return f"{value:#x}" if type(value) is int and value > 0xFFFF else repr(value)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the system refused more space: the disk or the quota is full, or the file as long as it may be."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL

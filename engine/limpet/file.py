@@ -98,6 +98,10 @@ class File(ABC):
     def grow(self, size: int) -> None:
         """Extend the file to `size` with zeros that occupy real space. On failure the size is as before."""
 
+    def disk_free(self) -> int | None:
+        """Bytes that the disk has for us, as far as it says; None where that is not known. A quota may be smaller."""
+        return None
+
     @abstractmethod
     def truncate(self, size: int) -> None:
         """Cut the file to `size`."""
@@ -105,6 +109,10 @@ class File(ABC):
     def punch(self, offset: int, size: int) -> bool:
         """Give a stretch back to the file system; it then reads as zeros. False where that is not possible."""
         return False
+
+    def holes(self) -> list[tuple[int, int]]:
+        """Stretches without space on the disk, as (offset, size); none where that is not known."""
+        return []
 
     @abstractmethod
     def sync(self) -> None:
@@ -487,12 +495,24 @@ class OSFile(File):
                 pass  # the tail holds zeros that nothing refers to; the first error is the one to report
             raise
 
+    def disk_free(self) -> int | None:
+        try:
+            return self._call(_disk_free)
+        except OSError:
+            return None
+
     def truncate(self, size: int) -> None:
         self._forget_map()
         self._call(os.ftruncate, size)
 
     def punch(self, offset: int, size: int) -> bool:
         return self._call(punch_hole, offset, size)
+
+    def holes(self) -> list[tuple[int, int]]:
+        try:
+            return self._call(_holes)
+        except OSError:
+            return []  # a file system that cannot tell
 
     def sync(self) -> None:
         self._call(_sync_data)
@@ -890,6 +910,29 @@ _LARGEST_DIRECT = 256 << 10
 
 _HEAD_SIZE = 4 * 65536  # bytes: the metas are in here, whatever the page size
 _LARGEST_CACHE_UNIT = 2 << 20  # bytes: a huge page, which Linux's largest folios are
+
+
+def _disk_free(descriptor: int) -> int | None:
+    if not hasattr(os, "fstatvfs"):
+        return None
+    status = os.fstatvfs(descriptor)
+    return status.f_bavail * status.f_frsize
+
+
+def _holes(descriptor: int) -> list[tuple[int, int]]:
+    status = os.fstat(descriptor)
+    if not hasattr(os, "SEEK_HOLE") or status.st_blocks * 512 >= status.st_size:
+        return []
+    found, end = [], 0
+    while (start := os.lseek(descriptor, end, os.SEEK_HOLE)) < status.st_size:
+        try:
+            end = os.lseek(descriptor, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            end = status.st_size  # no data behind it
+        found.append((start, end - start))
+    return found
 
 
 def _is_evicted(descriptor: int, size: int) -> bool:

@@ -10,8 +10,9 @@ The map on disk knows only used and free, because the rest follows: a page is pe
 older meta marks it used. Snapshots die with their process. In memory:
 
     _bits       the map, one bit a page, of the newest commit
-    _reusable   one byte a page: 1 if it may be handed out. Finding a run of n free pages is then
-                `_reusable.find(b"\\1" * n)`, which runs in C: 20 us for a map of 1 GiB
+    _reusable   one byte a page: 1 if it may be handed out, 2 if that takes room from the disk again
+                (`trim`). Finding a run of n free pages is then `_reusable.find(b"\\1" * n)`, which
+                runs in C: 20 us for a map of 1 GiB
     _pending    what the commits freed, until the horizons pass
 
 The rule of reuse. A page freed by commit k was last used by commit k - 1, so it may be handed out
@@ -32,6 +33,7 @@ byte-per-page search is ours.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -39,7 +41,7 @@ from copy import copy
 from dataclasses import dataclass
 from itertools import accumulate
 
-from .errors import CorruptError
+from .errors import CorruptError, is_disk_full
 from .format import (
     FIRST_NODE_PGNO,
     FREE_SPACE,
@@ -63,6 +65,8 @@ MapBefore = tuple[dict[MapPosition, Ref], set[int]]  # references, dirty bitmaps
 # reusable, and put together from pieces after that. In a long life of small commits a third made
 # files 12 % larger, and a checkpoint wrote 78 places in the stead of 118, which is 3 us a commit.
 _GROW_BELOW = 5
+_HOLLOW = 2
+_HOLLOW_PAGE = bytes([_HOLLOW])
 
 
 @dataclass(slots=True, eq=False)
@@ -87,12 +91,15 @@ class FreeSpace:
         bits: bytearray,
         refs: dict[MapPosition, Ref],
         reserve: Callable[[int], None],
+        fill: Callable[[int, int], None] = lambda first, count: None,
     ) -> None:
         """Start from a loaded map; every page marked free in it counts as pending until told otherwise.
 
         bits      the map, little-endian bit order, at least high_water bits
         refs      where the pages of the map are
         reserve   called with a new high water mark before it is used; makes the file that long
+                  or raises OSError
+        fill      called with a hollow page and how many before they are used; makes them real space
                   or raises OSError
         """
         self._page_size = page_size
@@ -102,8 +109,8 @@ class FreeSpace:
         self._bits.extend(bytes(-(-high_water // 8) - len(bits)))
         self._refs = refs
         self._reserve = reserve
+        self._fill = fill
         self._reusable = bytearray(high_water)
-        self._reusable_count = 0
         self._cursor = 0
         self._dirty: set[int] = set()  # level-0 indexes whose bits changed since the last flush
         self._pending: deque[Pending] = deque()
@@ -130,21 +137,24 @@ class FreeSpace:
         """Hand out `count` pages, contiguous where possible, in ascending order.
 
         slack    pages that will be asked for next: look for a run with room for them behind
-        raises   OSError when the file cannot grow; nothing has changed then
+        raises   OSError when there are too few and the file cannot grow; nothing has been handed out then
         """
         if not count:
             return []
         wanted = count + slack
         start = self._find(wanted)
-        if start is None and self._reusable_count * _GROW_BELOW < self.high_water + wanted:
-            start = self._extend(wanted)
+        if start is None and self.reusable_count * _GROW_BELOW < self.high_water + wanted:
+            start = self._try_extend(wanted)
         if start is None:
             start = self._find(count)
         if start is None:
-            pieces = self._collect(count)
-            if pieces is not None:
-                return pieces
-            start = self._extend(count)
+            missing = count - self.reusable_count
+            if missing <= 0:
+                return self._collect(count)
+            start = self._try_extend(count)
+            if start is None:  # not one run, but the pieces and the end of the file together may do
+                self._lengthen(self.high_water + missing)
+                return self._collect(count)
         self._take(start, count)
         return list(range(start, start + count))
 
@@ -153,6 +163,13 @@ class FreeSpace:
         start = self._find(count)
         if start is None:
             start = self._extend(count)
+        self._take(start, count)
+        return range(start, start + count)
+
+    def run_at_end(self, count: int) -> range:
+        """Hand out `count` contiguous pages that were never used."""
+        start = self.high_water
+        self._lengthen(start + count)
         self._take(start, count)
         return range(start, start + count)
 
@@ -176,31 +193,24 @@ class FreeSpace:
         """Take back pages handed out to a transaction that did not commit."""
         reusable = self._reusable
         for pgno in pgnos:
-            if not reusable[pgno]:
-                reusable[pgno] = 1
-                self._reusable_count += 1
+            reusable[pgno] = reusable[pgno] or 1
 
     def _find(self, count: int) -> int | None:
-        if count > self._reusable_count:
-            return None
         run = b"\1" * count
         start = self._reusable.find(run, self._cursor)
         if start < 0:
             start = self._reusable.find(run)
         return start if start >= 0 else None
 
-    def _collect(self, count: int) -> list[int] | None:
-        """Put `count` pages together from the largest pieces, by powers of two."""
+    def _collect(self, count: int) -> list[int]:
+        """Put `count` of the reusable pages together from the largest pieces, by powers of two."""
         pieces: list[int] = []
         size = 1 << max(0, count.bit_length() - 1)
         while len(pieces) < count:
             size = min(size, count - len(pieces))
             start = self._find(size)
             if start is None:
-                size //= 2
-                if not size:
-                    self.give_back(pieces)
-                    return None
+                size //= 2  # ends at single pages, of which there are enough
                 continue
             self._take(start, size)
             pieces.extend(range(start, start + size))
@@ -208,17 +218,41 @@ class FreeSpace:
 
     def _take(self, start: int, count: int) -> None:
         self._reusable[start : start + count] = bytes(count)
-        self._reusable_count -= count
         self._cursor = start + count
 
+    def hollow(self, pgnos: Iterable[int]) -> None:
+        """Note that reusable pages have no room on the disk any more: they come after those that have."""
+        reusable = self._reusable
+        for pgno in pgnos:
+            if pgno < self.high_water and reusable[pgno] == 1:
+                reusable[pgno] = _HOLLOW
+
     def _extend(self, count: int) -> int:
-        """Move the high water mark, beginning with the reusable pages at the end of the file."""
+        """Get room from the disk: for hollow pages, or behind the reusable ones at the end of the file."""
+        start = self._reusable.find(_HOLLOW_PAGE * count)
+        if start >= 0:
+            self._fill(start, count)
+            self._reusable[start : start + count] = b"\1" * count
+            return start
         start = self.high_water
-        while start > FIRST_NODE_PGNO and self._reusable[start - 1]:
+        while start > FIRST_NODE_PGNO and self._reusable[start - 1] == 1:
             start -= 1
-        new = start + count
+        self._lengthen(start + count)
+        return start
+
+    def _try_extend(self, count: int) -> int | None:
+        """As `_extend`; None if the disk is full."""
+        try:
+            return self._extend(count)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            return None
+
+    def _lengthen(self, new: int) -> None:
+        """Move the high water mark to `new`."""
         if new > MAX_PAGES:
-            raise OSError(f"the file cannot have more than {MAX_PAGES} pages")
+            raise OSError(errno.EFBIG, f"the file cannot have more than {MAX_PAGES} pages")
         self._reserve(new)
         old, added = self.high_water, new - self.high_water
         bits = self._bits + bytes(-(-new // 8) - len(self._bits))
@@ -235,8 +269,10 @@ class FreeSpace:
             new,
             free_count,
         )
-        self._reusable_count += added
-        return start
+
+    def longest_stretch(self) -> int:
+        """Pages of the longest run that may be handed out."""
+        return max((count for _, count in self.stretches(1)), default=0)
 
     def stretches(self, shortest: int) -> list[tuple[int, int]]:
         """The runs of at least `shortest` pages that may be handed out: (first page, pages)."""
@@ -344,7 +380,6 @@ class FreeSpace:
             if bits[byte] & mask:
                 if needed is None or byte >= len(other) or other[byte] & mask:
                     self._reusable[pgno] = 1
-                    self._reusable_count += 1
                 else:
                     pending.append(pgno)
         if pending:
@@ -360,14 +395,35 @@ class FreeSpace:
         """Pages freed that a meta or a snapshot still needs."""
         return sum(len(entry.pgnos) for queue in (self._pending, self._pending_young) for entry in queue)
 
+    def pending_up_to(self, readers: int) -> int:
+        """Pages freed that no snapshot needs, the oldest of them being `readers`: those wait for metas only."""
+        return sum(
+            len(entry.pgnos)
+            for queue in (self._pending, self._pending_young)
+            for entry in queue
+            if entry.txid <= readers
+        )
+
+    @property
+    def map_pages(self) -> int:
+        """Pages of the map on disk, if all of them had to be written."""
+        total = pages = -(-self.high_water // self._bits_per_page)
+        for _ in range(map_height(self.high_water, self._page_size)):
+            pages = -(-pages // map_fanout(self._page_size))
+            total += pages
+        return total
+
     def retained_by_readers(self, horizon: int, oldest: int) -> int:
         """Pages freed up to `horizon` that only snapshots, the oldest of them `oldest`, hold back."""
         return sum(len(entry.pgnos) for entry in self._pending if oldest < entry.txid <= horizon)
 
     @property
     def reusable_count(self) -> int:
-        """Pages that may be handed out now."""
-        return self._reusable_count
+        """Pages that may be handed out now. Cost: 20 to 200 us for each GiB of the file.
+
+        Counted each time: a number that is kept beside them would be wrong after an interrupt.
+        """
+        return self._reusable.count(1)
 
     # -- the map on disk -------------------------------------------------------------------------
 

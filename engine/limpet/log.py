@@ -44,6 +44,7 @@ from .format import (
     Pgno,
     Txid,
     log_record_pages,
+    max_inline_entry,
     page_checksum,
     stamp_txid,
 )
@@ -63,6 +64,9 @@ _MAX_SIZE = 2 << 20
 # deletes or scans copies the overlays that it changes, 11 us at 4,000 keys.
 _MAX_CHANGES = 3072
 _LARGEST_SHARE = 4  # a commit that takes more than a quarter of the log is cheaper as a checkpoint
+# Values are large from half a page on. A value of n bytes takes at most so many n-ths of a page.
+VALUE_PAGES = 3
+UNLIMITED = 1 << 62
 
 
 def region_size(high_water: int, page_size: int) -> int:
@@ -95,6 +99,15 @@ class Log:
     end     how far it has come
     taken   (pages, bytes of changes) of all records so far, with the one that is being written: it may
             take a page more than it would together with what comes after it
+    blank   whether its place is new, and still to be written with zeros
+
+    What the next checkpoint may take for the changes in it is promised (promise.py), in bytes: `change_cost` for
+    each change, and VALUE_PAGES times the size of all.
+
+    limit        how far that may go; at first, and after opening, nothing is promised
+    large_limit  how far the size may go with a commit that has values of more than `inline` bytes: they come in runs
+    replayed     bytes of changes that were in it when the file was opened, which no commit counts
+    at_rest      pages that have to be left behind it, and `tallest`: the height of the tallest tree; 0: not yet known
     """
 
     epoch: int
@@ -103,6 +116,17 @@ class Log:
     page_size: int
     end: LogEnd = field(default_factory=LogEnd)
     taken: tuple[int, int] = (0, 0)
+    blank: bool = False
+    change_cost: int = 0
+    limit: int = -1
+    large_limit: int = 0
+    replayed: int = 0
+    at_rest: int = 0
+    tallest: int = 0
+    inline: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inline = max_inline_entry(self.page_size)
 
     def has_room(self, size: int, own: int, count: int) -> bool:
         """Whether one more commit can wait for the next record.
@@ -120,6 +144,12 @@ class Log:
             used + pages <= self.size
             and count <= _MAX_CHANGES
             and (own_pages == 1 or own_pages * _LARGEST_SHARE <= self.size)
+        )
+
+    def is_promised(self, size: int, own: int, count: int) -> bool:
+        """Whether the next checkpoint has pages for one more commit; the arguments are those of `has_room`."""
+        return count * self.change_cost + size * VALUE_PAGES <= self.limit and (
+            own <= self.inline or size <= self.large_limit
         )
 
 

@@ -547,6 +547,11 @@ class WorkingTree:
             self.delta, self.unresolved = delta, set()
         return self._count_below() + self.delta
 
+    def added(self) -> int:
+        """How many entries more there are than at the beginning. Part of a step; looks up each key that was set."""
+        self._resolved_count()
+        return self.delta
+
     # -- writing ---------------------------------------------------------------------------------
     #
     # Each change is a step of the transaction, see there.

@@ -60,9 +60,10 @@ class PageWork:
         """What marks its pages."""
         return self._stamp
 
-    def apply(self, tree: WorkingTree) -> None:
+    def apply(self, tree: WorkingTree, *, join_thin: bool = True) -> None:
         """Turn all that is on top of a tree's root into pages; it stands at its new root then.
 
+        join_thin  False: see `btree.apply`
         raises   CorruptError; OSError
         cost     reads, merges and encodes each leaf concerned, and the branches above, once
         """
@@ -71,7 +72,8 @@ class PageWork:
         pager = self._pager
         changes = self._with_overflow(tree)
         try:
-            edit = btree.apply(partial(pager.node, tree_id=tree.tree_id), pager.page_size, tree.root, changes)
+            read = partial(pager.node, tree_id=tree.tree_id)
+            edit = btree.apply(read, pager.page_size, tree.root, changes, join_thin=join_thin)
         except CorruptError as error:
             error.table = error.table or tree.name
             raise

@@ -10,7 +10,6 @@ written again by whoever flushes next: the same bytes in the same place, and onl
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 
 from .backup import now_us
@@ -19,8 +18,6 @@ from .chain import SYNC, Chain, Commit, Record
 from .checkpoint import write_copy_of_meta, write_once
 from .format import make_stamp
 from .log import LogEnd, encode_record
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def begin(books: Books, chain: Chain, nonce: int, *, sync: bool) -> Record:

@@ -65,6 +65,7 @@ class WriteTransaction:
     page_work: PageWork | None = None  # None as long as it has not taken or freed any
     undo: Undo | None = None
     _grown = 0  # bytes of overlays since the last apply
+    _inserted = False  # whether anything that was set is in pages already
     _savepoint: Savepoint | None = None  # the innermost that is open
     _spoilt: BaseException | None = None  # what stopped a step half-way; it cannot commit after that
     _stamp = 0  # see `stamp`
@@ -195,6 +196,7 @@ class WriteTransaction:
         if target.codecs is not None:
             raise ValueError(f"cannot rename table {tree.name!r}: there is a table {new_name!r} already")
         self.in_step = CHANGING
+        self._inserted = self.inserts()
         self.work().apply(tree)  # the overlay moves as pages; a rename is too rare for anything cleverer
         tree.move_to(target)
 
@@ -362,6 +364,7 @@ class WriteTransaction:
         """Note `size` bytes more of overlay; apply all overlays when they take too much memory."""
         self._grown += size
         if self._grown > self._host.overlay_limit:
+            self._inserted = self.inserts()
             self._apply_all()
             self.work().spill()
 
@@ -397,17 +400,39 @@ class WriteTransaction:
                     found.append((tree, changes))
         return found
 
-    def apply_snapshot(self) -> None:
+    def inserts(self) -> bool:
+        """Whether it sets any entry: then the file may be fuller after it."""
+        return self._inserted or any(map(_sets, self._trees.values()))
+
+    def adds_entries(self) -> bool:
+        """Whether there are more entries in all than before it. Cost: a look-up for each key that was set."""
+        return self._inserted or sum([tree.added() for tree in self._trees.values()]) > 0
+
+    def attempt(self, function: Callable[[], None]) -> None:
+        """Do a part of the commit; an exception takes back what that has changed."""
+        savepoint = Savepoint(self)
+        savepoint._begin(self)
+        try:
+            function()
+        except BaseException:
+            savepoint._undo(self)
+            raise
+        else:
+            savepoint._keep(self)
+        finally:
+            self._savepoint, self.undo = savepoint._outer, savepoint._outer_undo
+
+    def apply_snapshot(self, *, join_thin: bool = True) -> None:
         """As `_apply_all`, the changes of earlier commits to other tables too: after that nothing is in overlays."""
         for name, info in self.placed().snapshot.tables.items():
             if info.overlay is not None:
                 self._tree(name).changed = True
-        self._apply_all()
+        self._apply_all(join_thin=join_thin)
 
-    def _apply_all(self) -> None:
+    def _apply_all(self, *, join_thin: bool = True) -> None:
         work = self.work()
         for tree in self._trees.values():
-            work.apply(tree)
+            work.apply(tree, join_thin=join_thin)
         self._grown = 0
 
     def tables_after(self) -> dict[str, TableInfo] | None:
@@ -499,3 +524,8 @@ class Savepoint(AbstractContextManager["Savepoint"]):
         if work.spilled:  # its number may stand in the file by now
             txn.work().spilled = True
         work.give_all_back()
+
+
+def _sets(tree: WorkingTree) -> bool:
+    """Whether the transaction set any entry of the tree that is not in pages yet."""
+    return any(value is not None for value in tree.own.values())

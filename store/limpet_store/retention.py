@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 
 from . import history, idempotency, jobs
 from .schema import ARCHIVE_HOURS, HOUR_S, IDEMPOTENCY_TIMES, JOB_ENDS, SESSION_HOURS, SESSIONS, hour
 from .work import Work
 
+_SMALLER = 8  # a step that the disk has no room for is tried again with so many times fewer rows
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 MESSAGES_PER_SESSION = 10  # a step stops early when it has deleted so many times its limit in active messages
 
 
@@ -51,6 +54,17 @@ def newest_time(work: Work) -> int | None:
     ends = (work.view(index.table).last() for index in (SESSION_HOURS, ARCHIVE_HOURS, IDEMPOTENCY_TIMES, JOB_ENDS))
     units = (HOUR_S, HOUR_S, 1, 1)
     return max((end[0][0] * unit for end, unit in zip(ends, units, strict=True) if end is not None), default=None)
+
+
+def smaller_step(limit: int, error: OSError) -> int:
+    """How much to delete at once when so much does not go; raises the error if that would not help.
+
+    On a full disk a commit has to do with the pages that the file keeps for deletes, so a large one may fail where
+    several small ones succeed.
+    """
+    if limit == 1 or error.errno not in _DISK_FULL:
+        raise error
+    return max(1, limit // _SMALLER)
 
 
 def _age(seconds: float) -> int:

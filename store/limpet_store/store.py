@@ -248,7 +248,7 @@ class Store(Families[Direct]):
         idempotency_s  keys that were marked so long ago
         jobs_s         jobs that are over and were submitted so long ago
         limit          at most so many rows in this call, 1 or more; a session counts as one, but a step also ends when
-                       it has deleted ten times as many messages
+                       it has deleted ten times as many messages; on a full disk steps are smaller
         dry_run        count the rows that this call would delete, and write nothing; with a large limit, all of them
         force          believe the clock. Otherwise one that is more than 366 days ahead of every time that the store
                        had recorded when it was opened, and of what the clock has said since, deletes nothing
@@ -257,17 +257,21 @@ class Store(Families[Direct]):
         cost           what it deletes, in one commit; nothing at all when nothing is old enough; with `dry_run` one
                        pass over what is old enough, on one snapshot
         """
-        with self.reading() if dry_run else self.writing() as work:
-            return retention.apply(
-                work,
-                sessions_s=sessions_s,
-                archive_s=archive_s,
-                idempotency_s=idempotency_s,
-                jobs_s=jobs_s,
-                limit=limit,
-                dry_run=dry_run,
-                force=force,
-            )
+        while True:
+            try:
+                with self.reading() if dry_run else self.writing() as work:
+                    return retention.apply(
+                        work,
+                        sessions_s=sessions_s,
+                        archive_s=archive_s,
+                        idempotency_s=idempotency_s,
+                        jobs_s=jobs_s,
+                        limit=limit,
+                        dry_run=dry_run,
+                        force=force,
+                    )
+            except OSError as error:
+                limit = retention.smaller_step(limit, error)
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store, as it is now, to a new file, while others go on reading and writing; as limpet's backup."""

@@ -1,5 +1,6 @@
 """Free space: what is handed out and when, undo, and the map on disk."""
 
+import errno
 import random
 import zlib
 from collections.abc import Callable
@@ -146,6 +147,41 @@ def test_pages_come_contiguously_while_there_is_such_a_run_and_in_pieces_before_
     assert space.high_water == high_water
     run = space.allocate_run(5)
     assert list(run) == list(range(run.start, run.start + 5))
+
+
+def full_after(high_water: int) -> Callable[[int], None]:
+    """A file that cannot have more than `high_water` pages."""
+
+    def reserve(wanted: int) -> None:
+        if wanted > high_water:
+            raise OSError(errno.ENOSPC, "no space")
+
+    return reserve
+
+
+def test_pieces_and_the_end_of_the_file_together_do_when_the_disk_is_full() -> None:
+    space = new_space(reserve=full_after(16))
+    pages = space.allocate(10)
+    assert pages == list(range(4, 14))
+    space.give_back([4, 6, 8])
+    assert space.allocate(5) == [4, 6, 8, 14, 15]
+    with pytest.raises(OSError, match="no space"):
+        space.allocate(1)
+    assert space.reusable_count == 0
+
+
+def test_pages_without_room_on_the_disk_come_last_and_get_it_back_first() -> None:
+    filled: list[tuple[int, int]] = []
+    space = FreeSpace(
+        PAGE_SIZE, 4, bytearray(1), {}, full_after(20), lambda first, count: filled.append((first, count))
+    )
+    space.give_back(space.allocate(16))
+    space.hollow(range(4, 10))
+    assert space.reusable_count == 10
+    assert list(space.allocate_run(10)) == list(range(10, 20))
+    assert filled == []
+    assert list(space.allocate_run(6)) == list(range(4, 10))
+    assert filled == [(4, 6)]
 
 
 def test_several_runs_come_one_behind_the_other_or_from_where_there_is_room_for_each() -> None:

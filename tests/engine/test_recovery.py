@@ -228,6 +228,19 @@ def test_a_log_says_what_it_has_room_for() -> None:
     assert not log.has_room(100 * SIZE + 1, 1, SIZE + 1)
 
 
+def test_a_log_takes_no_more_than_the_next_checkpoint_is_promised_pages_for() -> None:
+    log = Log(1, START, SIZE, PAGE)
+    assert not log.is_promised(1, 1, 1), "nobody has promised anything yet"
+    log.change_cost, log.limit = PAGE, 10 * PAGE + 3 * 100
+    assert log.is_promised(100, 100, 10)
+    assert not log.is_promised(101, 1, 10), "too many bytes"
+    assert not log.is_promised(100, 1, 11), "too many changes"
+    log.limit, log.large_limit = 1 << 40, PAGE
+    assert log.is_promised(PAGE, PAGE, 1)
+    assert not log.is_promised(PAGE + 1, PAGE, 1), "no run of pages for a large value"
+    assert log.is_promised(PAGE + 1, 1, 2), "a small one needs none"
+
+
 def test_a_log_counts_the_record_that_is_being_written_on_its_own() -> None:
     """What came while a record was on its way was thought to fit into the rest of that record's last page."""
     log = Log(1, START, SIZE, PAGE)

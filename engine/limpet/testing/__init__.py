@@ -4,6 +4,7 @@
     Monitor       the rules of writing, asserted at every call
     Layout        where a format keeps what; the one thing to write for a new format
     KillSwitch    a real file system that kills its process at a given call
+    small_disk    a real file system that is soon full
     ShortCalls    real reads and writes that are cut short or interrupted
 
     disk = SimDisk()
@@ -37,11 +38,13 @@ from .disk import (
 )
 from .layout import CommitRecord, FormatTwo, Layout, layout_of
 from .monitors import Monitor, Violation
+from .mounts import CannotMountError, small_disk
 from .processes import KillSwitch, ShortCalls
 
 __all__ = [
     "CHOICE_NAMES",
     "Call",
+    "CannotMountError",
     "CommitRecord",
     "Fault",
     "FormatTwo",
@@ -67,4 +70,5 @@ __all__ = [
     "ZERO",
     "choices_for",
     "layout_of",
+    "small_disk",
 ]

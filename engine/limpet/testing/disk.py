@@ -241,6 +241,7 @@ class SimDisk:
     fault     calls that fail
     failure   a sync that goes wrong
     droppable whether the cache can be dropped (it cannot where another process maps the file)
+    capacity  bytes that all files together may have; None: no limit
     """
 
     sector: int = SECTOR
@@ -252,6 +253,7 @@ class SimDisk:
     fault: Fault | None = None
     failure: SyncFailure | None = None
     droppable: bool = True
+    capacity: int | None = None
     refuse_locks: int = 0  # so many tries for a lock find it taken by another process
     lock_error: int = 0  # errno of every try for a lock
     inode_count: int = 0
@@ -386,6 +388,18 @@ class SimDisk:
                 call.file.store(call.offset, call.data[: len(call.data) // 2])
             raise OSError(fault.error, os.strerror(fault.error), call.path)
 
+    def free(self) -> int | None:
+        """Bytes that are left of the capacity."""
+        if self.capacity is None:
+            return None
+        return self.capacity - sum(len(inode.cache) for inode in self.inodes())
+
+    def make_room(self, inode: Inode, size: int, path: str) -> None:
+        """A file is to have at least `size` bytes: ENOSPC if there is no room for them."""
+        free = self.free()
+        if free is not None and size - len(inode.cache) > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
     def leave(self, call: Call) -> None:
         """Tell the observers that a call has taken effect."""
         for observer in self.after:
@@ -452,6 +466,7 @@ class SimFile(File):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), self.path)
         end = offset + len(data)
         if end > len(inode.cache):
+            self.disk.make_room(inode, end, self.path)
             inode.pending.append(Resize(end))
         _put(inode.cache, offset, data)
         inode.pending.append(Write(offset, data))
@@ -469,8 +484,12 @@ class SimFile(File):
         self.checked()
         call = Call("grow", self.path, self, 0, size)
         self.disk.enter(call)
+        self.disk.make_room(self.inode, size, self.path)
         self._resize(size)
         self.disk.leave(call)
+
+    def disk_free(self) -> int | None:
+        return self.disk.free()
 
     def truncate(self, size: int) -> None:
         self.checked()

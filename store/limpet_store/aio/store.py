@@ -367,12 +367,16 @@ class AsyncStore(Families[Awaited]):
             "dry_run": dry_run,
             "force": force,
         }
-        removed: dict[str, int] = (
-            await self._in_reader(functools.partial(self._store.retention, **options))
-            if dry_run
-            else await self._in_writer(functools.partial(retention.apply, **options))
-        )
-        return removed
+        if dry_run:
+            counted: dict[str, int] = await self._in_reader(functools.partial(self._store.retention, **options))
+            return counted
+        while True:
+            try:
+                removed: dict[str, int] = await self._in_writer(functools.partial(retention.apply, **options))
+            except OSError as error:
+                options["limit"] = retention.smaller_step(options["limit"], error)
+            else:
+                return removed
 
     async def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store to a new file while it is used; see `Store.backup`."""
