@@ -324,7 +324,7 @@ MUTANTS = (
         ("F1", "F14"),
         (
             Change(
-                "limpet.overlay:WorkingTree.info",
+                "limpet.overlay:WorkingTree.changed_info",
                 "settled, recent = above.settled, {**above.recent, **self.own}",
                 "settled, recent = above.settled, above.recent\n            recent.update(self.own)",
             ),

@@ -63,15 +63,15 @@ from .chain import NONE, SYNC, Chain, Commit, Record
 from .errors import BusyError, ClosedError, CorruptError, LimpetError, ReadOnlyError, is_disk_full
 from .file import File, on_fork, random_bytes
 from .format import FIRST_NODE_PGNO, HEADER_SIZE, KNOWN_READ_ONLY, Header, Meta, Pgno, decode_header, max_key_size
-from .log import Log, LogEnd, Replay, decode_changes, encode_changes
+from .log import Log, LogEnd, Replay, decode_changes
 from .opening import warn_if_lost, write_holder
-from .overlay import CHANGING, Changed, Overlay, TableInfo, WorkingTree
+from .overlay import CHANGING, Overlay, TableInfo
 from .pager import Pager
 from .paging import PageWork
 from .reader import ended
 from .recovery import load_tables, recover, refusal
 from .snapshot import Snapshot
-from .transaction import WriteTransaction
+from .transaction import Logged, WriteTransaction
 from .turn import Seat, Turn, owner_of
 
 _log = logging.getLogger("limpet")
@@ -333,11 +333,13 @@ class Committer:
             transaction.in_step = CHANGING  # until its end
             if self.chain.failure is not None:
                 raise self.error()
-            changes = transaction.own_changes()
-            if changes != []:
-                commit = self._log_commit(transaction, base, changes) if changes else None
-                if commit is None and changes and self._is_promised(base, changes):
-                    commit = self._log_commit(transaction, base, changes)
+            logged = transaction.logged()
+            if logged is None:
+                commit = self._checkpoint_commit(transaction)
+            elif logged[2]:
+                commit = self._log_commit(transaction, base, logged)
+                if commit is None and self._is_promised(base, logged):
+                    commit = self._log_commit(transaction, base, logged)
                 if commit is None:
                     commit = self._checkpoint_commit(transaction)
         finally:
@@ -362,43 +364,31 @@ class Committer:
             self.path,
         )
 
-    def _log_commit(
-        self, transaction: WriteTransaction, base: Commit, changes: list[tuple[WorkingTree, Changed]]
-    ) -> Commit | None:
+    def _log_commit(self, transaction: WriteTransaction, base: Commit, logged: Logged) -> Commit | None:
         """Make a transaction's result the tip, to be recorded in the log.
 
         returns  None if the log has no room for it, or nobody has promised it pages of the next checkpoint
         """
-        before = base.snapshot
-        tables = before.tables.copy()
-        encoded = b""
-        count = base.count
-        for tree, some in changes:
-            info = tree.info()
-            assert info is not None
-            tables[tree.name] = info
-            encoded += encode_changes(info.tree_id, some)  # which costs nothing for the first, and few have more
-            count += len(some)
-        chain = self.chain
+        infos, encoded, added = logged
+        before, log, chain = base.snapshot, base.log, self.chain
+        own = len(encoded)
+        size, count = base.size + own, base.count + added
         with self._lock:
-            tip = chain.tip
-            if tip is not base:
+            if chain.tip is not base:
                 raise self._built_on_undone()
-            log, own = tip.log, len(encoded)
-            size = tip.size + own
             if not (log.has_room(size, own, count) and log.is_promised(size, own, count)):
                 return None
             txid = transaction.txid
-            snapshot = Snapshot(txid, tables, before.next_tree_id, before.pager)
-            backlog = encoded, None if tip is chain.written else tip.backlog
-            commit = Commit(snapshot, transaction.durability, log, tip, size, count, backlog)
+            snapshot = Snapshot(txid, {**before.tables, **infos}, before.next_tree_id, before.pager)
+            backlog = encoded, None if base is chain.written else base.backlog
+            commit = Commit(snapshot, transaction.durability, log, base, size, count, backlog)
             chain.last_txid, chain.tip, transaction.is_open = txid, commit, False
         return commit
 
-    def _is_promised(self, base: Commit, changes: list[tuple[WorkingTree, Changed]]) -> bool:
+    def _is_promised(self, base: Commit, logged: Logged) -> bool:
         """Find room for what a commit adds to the next checkpoint; False if it has to be a checkpoint itself."""
-        own = sum([len(encode_changes(0, some)) for _, some in changes])
-        added = sum([len(some) for _, some in changes])
+        _, encoded, added = logged
+        own = len(encoded)
         has_room = base.log.has_room(base.size + own, own, base.count + added)
         return has_room and promise.make(self.books, base, own, added)
 

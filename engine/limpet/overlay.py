@@ -747,8 +747,12 @@ class WorkingTree:
 
     def info(self) -> TableInfo | None:
         """The table as the next snapshot has it; None if there is none. The tree must not be changed after this."""
-        if self.codecs is None:
-            return None
+        return None if self.codecs is None else self.changed_info()
+
+    def changed_info(self) -> TableInfo:
+        """As `info`, of a table that exists."""
+        codecs = self.codecs
+        assert codecs is not None
         overlay = None
         merged, above = self.overlay, self.above
         if merged or merged is None:
@@ -768,7 +772,7 @@ class WorkingTree:
                 overlay.entry_count, overlay.counted = count, counted
                 overlay.sorted = overlay._changes = None
         # A NamedTuple's own __new__ is a function of Python that calls this one: 0.2 us.
-        return tuple.__new__(TableInfo, (self.tree_id, self.root, self.count, self.codecs, overlay, self.rows))
+        return tuple.__new__(TableInfo, (self.tree_id, self.root, self.count, codecs, overlay, self.rows))
 
     def own_changes(self) -> Changed | None:
         """What the transaction changed, as (key, value; None: deleted).

@@ -29,11 +29,14 @@ from typing import Any, NoReturn, Protocol, Self
 from .chain import Commit
 from .errors import BusyError, ClosedError, LimitError, LimpetError, NoSuchTableError
 from .format import CATALOGUE_ENTRY, FIRST_TABLE_TREE, make_stamp, max_inline_entry, max_key_size
-from .overlay import CHANGING, ENDED, LOOKING, NOTHING_KNOWN, Changed, T, TableInfo, WorkingTree
+from .log import encode_changes
+from .overlay import CHANGING, ENDED, LOOKING, NOTHING_KNOWN, T, TableInfo, WorkingTree
 from .paging import PageSource, PageWork
 from .reader import ended, not_copied
 from .table import Table, TableView
 
+# The tables that it changes, as the next snapshot has them; the changes, encoded for the log; how many they are.
+Logged = tuple[dict[str, TableInfo], bytes, int]
 Undo = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
 _new_view = TableView.__new__
@@ -61,6 +64,7 @@ class WriteTransaction:
 
     # No slots: what most transactions never need costs nothing as a default of the class.
     in_step = 0  # what is under way: see overlay.Owner
+    is_open = False  # as long as this holds, it has the writer's seat, if it took it
     is_forsaken = False  # aborted by the closing of the database
     page_work: PageWork | None = None  # None as long as it has not taken or freed any
     undo: Undo | None = None
@@ -80,12 +84,12 @@ class WriteTransaction:
         self.base: Commit | None = base
         self.txid = txid
         self._next_tree_id = base.snapshot.next_tree_id
-        self.is_open = True  # as long as this holds, it has the writer's seat, if it took it
         self.thread = threading.get_ident()  # that began it
         self._host = host
         self.durability = durability
         self._trees: dict[str, WorkingTree] = {}
         self._views: dict[Table | str, TableView] = {}
+        self.is_open = True  # at last: from now on it has to be ended
 
     def placed(self) -> Commit:
         """The commit that it begins at. ClosedError after the end. Not for users."""
@@ -280,11 +284,8 @@ class WriteTransaction:
             raise ClosedError("the database was closed inside the transaction; nothing of it was committed")
 
     def __del__(self) -> None:
-        try:
-            if not self.is_open:
-                return
-        except AttributeError:
-            return  # it was interrupted while it was made
+        if not self.is_open:
+            return
         self._host.abort(self)
         warnings.warn(
             f"a write transaction on {self._host.path} was never ended and is aborted; use `with db.write() as txn:`",
@@ -381,8 +382,8 @@ class WriteTransaction:
             work = self.page_work = PageWork(self._host.pages, self.placed().snapshot.pager, self.txid, self.stamp)
         return work
 
-    def own_changes(self) -> list[tuple[WorkingTree, Changed]] | None:
-        """What a log record of this transaction would say; None: it did more than to change entries.
+    def logged(self) -> Logged | None:
+        """What the log would hear of this transaction; None: it did more than to change entries.
 
         raises   what stands in the way of a commit
         """
@@ -390,15 +391,19 @@ class WriteTransaction:
             self._check_whole()
         if self.page_work is not None:
             return None
-        found = []
-        for tree in self._trees.values():
+        infos: dict[str, TableInfo] = {}
+        encoded = b""
+        count = 0
+        for name, tree in self._trees.items():
             if tree.changed:
                 changes = tree.own_changes()
                 if changes is None:
                     return None
                 if changes:
-                    found.append((tree, changes))
-        return found
+                    info = infos[name] = tree.changed_info()
+                    encoded += encode_changes(info.tree_id, changes)  # costs nothing for the first, and few have more
+                    count += len(changes)
+        return infos, encoded, count
 
     def inserts(self) -> bool:
         """Whether it sets any entry: then the file may be fuller after it."""
