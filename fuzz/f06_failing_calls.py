@@ -49,10 +49,13 @@ def run(budget: Budget) -> None:
             at += stride
 
 
+_LIFE_S = 30.0  # of processor time; most take 0.3, a full disk makes each delete a checkpoint
+
+
 def _full_disk(budget: Budget) -> None:
     budget.count("full disk")
     seed = budget.rng.randrange(1 << 30)
-    with told_as({"full_disk": seed}), no_hang():
+    with told_as({"full_disk": seed}), no_hang(_LIFE_S):
         full_disk.live(seed)
 
 
@@ -150,7 +153,7 @@ def _short_calls(steps: list[Step], rng: random.Random, budget: Budget) -> None:
 
 def _replay(case: Case) -> None:
     if "full_disk" in case:
-        with told_as(case), no_hang():
+        with told_as(case), no_hang(_LIFE_S):
             full_disk.live(case["full_disk"])
     elif "short" in case:
         with told_as(case):

@@ -48,7 +48,13 @@ class Effect:
         if self.made is False:
             return [()]
         if self.partial:
-            return [self.changes[:count] for count in range(len(self.changes), -1, -1)]
+            found: list[Sequence[Step]] = []
+            for count in range(len(self.changes), -1, -1):
+                found.append(self.changes[:count])
+                if count < len(self.changes) and self.changes[count][0] == "put" and self.changes[count][1] != "t":
+                    _, table, key, *_ = self.changes[count]  # a new table comes before its first row
+                    found.append([*self.changes[: count + 1], ["del", table, key]])
+            return found
         sure = self.made and (view == SEEN or (self.survives if view == KILLED else self.durable))
         return [self.changes] if sure else [self.changes, ()]
 

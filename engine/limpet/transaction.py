@@ -130,6 +130,8 @@ class WriteTransaction:
                 base = self.base
                 if base is None:  # somebody has ended it meanwhile
                     raise ended()
+                if self.in_step:  # which may go through the trees just now
+                    raise self.refusal()
                 snapshot = base.snapshot
                 new = WorkingTree(name, snapshot.pager, self, snapshot.tables.get(name))
                 tree = self._trees.setdefault(name, new)  # somebody may have come between

