@@ -60,6 +60,7 @@ _log = logging.getLogger("limpet")
 
 Progress = Callable[[int, int], None]
 
+_MOMENTS, _MOMENT_S = 20, 0.01
 _BUFFERED = 256  # pages gathered before they are written
 _TRIES = 10  # to lock a file that was just made under a name that nobody knows
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.new")  # what `_temporary_name` puts behind a path
@@ -181,11 +182,20 @@ def check_replaceable(file_system: FileSystem, own: File, own_path: str, target:
             raise FileExistsError(
                 errno.EEXIST, "the backup would replace a file; choose another name or pass overwrite=True", target
             )
-    elif file_system.is_held(target):
+    elif _stays_held(file_system, target):
         raise LockedError(
             f"{target}: the backup would replace a file that is open as a database, and what is committed to that from "
             "then on would be lost; close it first, or choose another name"
         )
+
+
+def _stays_held(file_system: FileSystem, path: str) -> bool:
+    """Whether somebody has a file open, and not only for the moment in which another backup gets its name."""
+    for _ in range(_MOMENTS):
+        if not file_system.is_held(path):
+            return False
+        time.sleep(_MOMENT_S)
+    return True
 
 
 def initialise(file: File, header: Header, meta: Meta) -> None:

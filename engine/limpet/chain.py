@@ -14,7 +14,8 @@ has seen, follows from the three places, so it cannot disagree with them.
 
 `failure` is the one truth about the life of the database: None while it is open, and then for ever
 why it is not. A LimpetError there is what callers get; any other exception was the end of a write or
-a sync, and means that the database is poisoned.
+a sync, and means that the database is poisoned. Whoever sets it takes `published` away in the same
+statement; whoever publishes looks at it afterwards (`show`). So it cannot be undone for readers.
 """
 
 from __future__ import annotations
@@ -174,12 +175,6 @@ class Chain:
         found.reverse()
         return b"".join(found)
 
-    @property
-    def waiting_size(self) -> int:
-        """Bytes of them."""
-        tip, written = self.tip, self.written
-        return tip.size - written.size if tip.log is written.log else tip.size
-
     def is_unseen(self, commit: Commit) -> bool:
         """Whether readers cannot see a commit of the chain yet."""
         return commit.txid > self.shown.txid
@@ -195,12 +190,6 @@ class Chain:
         if sync and written > self.durable_txid:
             self.durable_txid = written
         self.written_txid = max(self.written_txid, written)
-
-    def end(self, failure: BaseException) -> None:
-        """The database is not to be used any more. The first reason stays."""
-        if self.failure is None:
-            self.failure = failure
-        self.published = None
 
     def error(self, path: str) -> LimpetError:
         """What callers get once there is a failure; a new exception for each."""

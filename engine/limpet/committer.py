@@ -126,6 +126,7 @@ class Committer:
         "overlay_limit",
         "path",
         "pins",
+        "prepared",
         "read_only",
         "retired",
         "seat",
@@ -149,6 +150,7 @@ class Committer:
         self.pins: dict[int, int] = {}
         self.counts = Counts()
         self.forked_child = False
+        self.prepared: tuple[Books, Commit, int] | None = None  # of the file that a compaction is about to put in place
         found = self._take_up(file)
         self.chain = Chain(found.commit, found.seen_txid)
         self.books = self._books_of(found)
@@ -195,24 +197,33 @@ class Committer:
     def _books_of(self, found: _Found) -> Books:
         return Books(found.pager, self.path, found.ledger, self.chain, self.pins, self._lock, clean=found.clean)
 
-    def prepare_switch(self, file: File) -> tuple[Books, Commit, int]:
-        """Read another file that holds the same commit; what `switch` needs. The caller is the writer, and flushes."""
-        found = self._take_up(file)
-        return self._books_of(found), found.commit, max(self.chain.last_txid, found.seen_txid)
+    def prepare_switch(self, file: File) -> None:
+        """Read another file that holds the same commit, to go on with it as soon as it has our path.
 
-    def switch(self, prepared: tuple[Books, Commit, int]) -> None:
-        """Go on with that file. Everybody who has begun to read the old one goes on with the old one."""
-        old, chain = self.books.pager, self.chain
+        The caller is the writer, and flushes.
+        """
+        found = self._take_up(file)
+        self.prepared = self._books_of(found), found.commit, max(self.chain.last_txid, found.seen_txid)
+
+    def switch(self) -> None:
+        """Go on with the file that was prepared, if it has our path; else forget it.
+
+        The caller has the turn. An interrupt may have kept who prepared it from calling this: so whoever begins to
+        write or to flush does it first. Who has begun to read the old file goes on with that.
+        """
+        prepared, old, chain = self.prepared, self.books.pager, self.chain
+        if prepared is None:
+            return
         books, commit, last_txid = prepared
+        if self.path != books.file.path and old.file.is_at_path():  # it has not got our name
+            self.prepared = None
+            books.file.close()
+            return
+        books.file.path = self.path
         self.retired.add(old)
+        new = books, None, last_txid, commit, commit, commit
         with self._lock:
-            self.books, chain.last_txid, chain.tip, chain.shown, chain.written = (
-                books,
-                last_txid,
-                commit,
-                commit,
-                commit,
-            )
+            self.books, self.prepared, chain.last_txid, chain.tip, chain.shown, chain.written = new
             chain.show(commit)
         if not self.pins:
             old.file.close()  # else the last reader of the old file does
@@ -281,6 +292,8 @@ class Committer:
                 or tip.error is not None
                 or chain.failure is not None
                 or self.books.ledger.space is None
+                or self.prepared is not None
+                or self._orphans
             ):
                 self._place(transaction)
             return transaction
@@ -294,6 +307,13 @@ class Committer:
         chain = self.chain
         if chain.failure is not None:  # while it waited
             raise self.error()
+        if self.prepared is not None:
+            try:
+                with self.turn.lock:
+                    self.switch()
+            finally:
+                self.turn.ring()
+        self._give_back_orphans()
         with self._lock:
             self._settle()
             self.books.space()
@@ -303,6 +323,8 @@ class Committer:
         """Forget a transaction's changes. Works wherever it comes: finalizers abort too."""
         work, transaction.page_work = transaction.page_work, None
         if work is not None and not self.forked_child:
+            if work.spilled:  # its number stands in the file; only who has the seat sets this
+                self.chain.last_txid = max(self.chain.last_txid, work.txid)
             self._orphans.append(work)
         transaction.end()
         if self.forked_child:
@@ -315,9 +337,10 @@ class Committer:
         """The pages of transactions that did not commit are free again."""
         while self._orphans:
             with self._lock:
-                work = self._orphans.popleft()
-                if work.spilled:  # its number stands in the file
-                    self.chain.last_txid = max(self.chain.last_txid, work.txid)
+                try:
+                    work = self._orphans.popleft()
+                except IndexError:  # somebody was faster
+                    return
                 work.give_all_back()
 
     def commit(self, transaction: WriteTransaction) -> None:
@@ -374,7 +397,8 @@ class Committer:
         own = len(encoded)
         size, count = base.size + own, base.count + added
         with self._lock:
-            if chain.tip is not base:
+            if chain.tip is not base or base.error is not None:
+                self._settle()
                 raise self._built_on_undone()
             if not (log.has_room(size, own, count) and log.is_promised(size, own, count)):
                 return None
@@ -402,7 +426,8 @@ class Committer:
             raise
         tables = transaction.tables_after()
         with self._lock:
-            if transaction.base is not self.chain.tip:
+            if transaction.base is not self.chain.tip or self.chain.tip.error is not None:
+                self._settle()
                 raise self._built_on_undone()
             work = transaction.work()
             self.books.space().check_used([pgno for pgno in work.freed if pgno not in work.allocated[0]])
@@ -535,6 +560,9 @@ class Committer:
             tip = chain.tip
             if chain.failure is not None:
                 raise self.error()
+            if self.prepared is not None:
+                self.switch()
+                continue
             if tip.error is not None:
                 with self._lock:
                     self._settle()

@@ -387,7 +387,8 @@ class Database:
                     write_copy(
                         snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress
                     )
-                    committer.switch(committer.prepare_switch(file))
+                    committer.prepare_switch(file)
+                    committer.switch()
                 else:
                     self._check_at_path()
                     file = self._write_compacted(snapshot, progress)
@@ -419,25 +420,24 @@ class Database:
         """Give a finished copy the name of the file, and go on with it. The caller is the writer, and flushes."""
         committer = self._committer
         old = committer.books.file
-        prepared = None
         try:
             self._check_at_path()
             if not file.try_lock(exclusive=True):
                 raise LockedError(f"{self.path}: the new file was locked by another process as soon as it was made")
-            prepared = committer.prepare_switch(file)
+            committer.prepare_switch(file)
             put_in_place(self._file_system, file, self.path, overwrite=True)
+            committer.switch()
         except BaseException as error:
-            if prepared is None or old.is_at_path():
+            if old.is_at_path():
+                committer.prepared = None
                 remove_quietly(self._file_system, file.path)
                 file.close()
             elif isinstance(error, OSError):
                 committer.poison(error)  # our file has lost its name: what we still wrote would be lost with it
                 file.close()
             else:  # an interrupt came after the new file had the name
-                file.path = self.path
-                committer.switch(prepared)
+                committer.switch()
             raise
-        committer.switch(prepared)
 
     def _check_at_path(self) -> None:
         """What has our name by now may be somebody else's database."""
