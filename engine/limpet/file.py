@@ -722,7 +722,10 @@ class OSFileSystem(FileSystem):
             file.built_for = built_for
             return self._register(file, built_for or path)
         except BaseException:
-            os.unlink(path)
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass  # another thread has taken it for a leftover; what it holds the file for is the error to tell
             raise
 
     def _register(self, file: OSFile, path: str) -> OSFile:

@@ -47,8 +47,8 @@ def test_a_compaction_that_is_interrupted_when_the_new_file_has_the_name_goes_on
             txn[ROWS][b"after"] = b"2"
         assert db.check().ok
     assert [each.name for each in tmp_path.iterdir()] == ["x.limpet"]
-    with limpet.open(path) as db, db.read() as txn:
-        assert dict(txn[ROWS].items()) == {b"before": b"1", b"after": b"2"}
+    with limpet.open(path) as db, db.read() as reader:
+        assert dict(reader[ROWS].items()) == {b"before": b"1", b"after": b"2"}
 
 
 def test_an_interrupted_undo_is_finished_before_anything_is_built_on_it(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_an_interrupted_undo_is_finished_before_anything_is_built_on_it(tmp_path
         assert results == {"undo": "interrupted", "first": "KeyboardInterrupt", "second": "OSError"}
         with db.write() as txn:
             txn[ROWS][b"after"] = b"2"
-    with limpet.open(path) as db, db.read() as txn:
-        assert dict(txn[ROWS].items()) == {b"before": b"1", b"after": b"2"}
+    with limpet.open(path) as db, db.read() as reader:
+        assert dict(reader[ROWS].items()) == {b"before": b"1", b"after": b"2"}
 
 
 def test_many_threads_give_back_what_they_did_not_commit(tmp_path: Path) -> None:
