@@ -3,6 +3,7 @@
 The verbs come from the parser, so that a new one is covered or makes a test fail that says what it needs to know.
 """
 
+import importlib.util
 import io
 import itertools
 import json
@@ -27,6 +28,7 @@ NUMBERS = itertools.count()
 EXACT = {"kv", "cron", "export"}  # print texts as they are stored when nobody looks
 # Each call costs 60 ms, so that not every one is made under every condition.
 SLOW = {"demo"}  # takes seconds
+HAS_DIALOGUES = all(map(importlib.util.find_spec, ("yaml", "chatterbot_corpus")))  # else the demo says what it needs: 2
 Run = Callable[[list[Call]], list[Outcome]]
 
 
@@ -157,7 +159,8 @@ def test_every_verb_in_every_encoding(encoding: str, errors: str, stdout: str, p
                 report = store.import_jsonl(copy)
                 assert (report.ok, store.kv.get(HOSTILE)) == (True, HOSTILE)
     assert any(FORGED.encode() in outcome.out for outcome in outcomes)
-    assert {outcome.code for outcome in outcomes} == {0, 1}
+    codes = {outcome.code for outcome in outcomes if HAS_DIALOGUES or outcome.call.argv[0] != "demo"}
+    assert codes == {0, 1}
 
 
 @pytest.mark.parametrize("stdout", SPOILS)

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MISSING = (
-    "The dialogues come from the packages chatterbot-corpus and PyYAML, and {name} is not installed.\n"
-    "Install the extra `demo`:  pip install 'limpet[demo]'\n"
-    "or play transcripts of your own:  limpet-store demo --from FOLDER"
+    "The dialogues come from the packages chatterbot-corpus and PyYAML, and {name} is not installed. "
+    "Install the extra `demo` (pip install 'limpet[demo]'), or play transcripts of your own "
+    "(limpet-store demo --from FOLDER)"
 )
 
 
