@@ -150,7 +150,8 @@ class Committer:
         self.pins: dict[int, int] = {}
         self.counts = Counts()
         self.forked_child = False
-        self.prepared: tuple[Books, Commit, int] | None = None  # of the file that a compaction is about to put in place
+        # Of the file that a compaction is about to put in place.
+        self.prepared: tuple[Books, Commit, int, Callable[[], None]] | None = None
         found = self._take_up(file)
         self.chain = Chain(found.commit, found.seen_txid)
         self.books = self._books_of(found)
@@ -197,13 +198,14 @@ class Committer:
     def _books_of(self, found: _Found) -> Books:
         return Books(found.pager, self.path, found.ledger, self.chain, self.pins, self._lock, clean=found.clean)
 
-    def prepare_switch(self, file: File) -> None:
+    def prepare_switch(self, file: File, sync_name: Callable[[], None]) -> None:
         """Read another file that holds the same commit, to go on with it as soon as it has our path.
 
         The caller is the writer, and flushes.
+        sync_name  makes it durable that the file has the path
         """
         found = self._take_up(file)
-        self.prepared = self._books_of(found), found.commit, max(self.chain.last_txid, found.seen_txid)
+        self.prepared = self._books_of(found), found.commit, max(self.chain.last_txid, found.seen_txid), sync_name
 
     def switch(self) -> None:
         """Go on with the file that was prepared, if it has our path; else forget it.
@@ -214,12 +216,18 @@ class Committer:
         prepared, old, chain = self.prepared, self.books.pager, self.chain
         if prepared is None:
             return
-        books, commit, last_txid = prepared
+        books, commit, last_txid, sync_name = prepared
         if self.path != books.file.path and old.file.is_at_path():  # it has not got our name
             self.prepared = None
             books.file.close()
             return
         books.file.path = self.path
+        try:
+            sync_name()  # or a power cut could bring the old file back, without what is committed from now on
+        except OSError as error:
+            chain.failure, chain.published = error, None
+            self.poison(error)
+            raise
         self.retired.add(old)
         new = books, None, last_txid, commit, commit, commit
         with self._lock:

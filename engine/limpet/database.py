@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Self
 
 from . import promise
@@ -387,7 +388,7 @@ class Database:
                     write_copy(
                         snapshot.pager, snapshot.tables, Txid(snapshot.txid), snapshot.next_tree_id, file, progress
                     )
-                    committer.prepare_switch(file)
+                    committer.prepare_switch(file, file.sync)
                     committer.switch()
                 else:
                     self._check_at_path()
@@ -424,7 +425,7 @@ class Database:
             self._check_at_path()
             if not file.try_lock(exclusive=True):
                 raise LockedError(f"{self.path}: the new file was locked by another process as soon as it was made")
-            committer.prepare_switch(file)
+            committer.prepare_switch(file, partial(self._file_system.sync_directory, self.path))
             put_in_place(self._file_system, file, self.path, overwrite=True)
             committer.switch()
         except BaseException as error:

@@ -4,6 +4,7 @@ import errno
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -16,6 +17,8 @@ from limpet import checkpoint, record_writer
 from limpet.books import Books, Ledger
 from limpet.chain import Record
 from limpet.committer import Committer
+from limpet.database import open_on
+from limpet.testing import OLD, SimDisk, SimFileSystem
 
 ROWS = limpet.Table("rows")
 
@@ -136,3 +139,21 @@ def test_many_threads_give_back_what_they_did_not_commit(tmp_path: Path) -> None
             assert db.check().ok
     finally:
         sys.setswitchinterval(before)
+
+
+def test_the_name_of_a_compacted_file_is_durable_before_anything_is_committed_to_it() -> None:
+    """The interrupt came before the folder was synced; a power cut brought the old file back, without later commits."""
+    disk = SimDisk()
+    db = open_on(SimFileSystem(disk), "/sim/x.limpet", page_size=512)
+    with db.write() as txn:
+        txn[ROWS][b"before"] = b"1"
+    interrupted = mock.patch.object(SimFileSystem, "sync_directory", side_effect=KeyboardInterrupt)
+    with suppress(KeyboardInterrupt), interrupted:
+        db.compact()
+    with db.write() as txn:
+        txn[ROWS][b"after"] = b"2"
+    units = disk.units()
+    after = disk.crash(units, [OLD] * len(units))
+    db.close()
+    with open_on(SimFileSystem(after), "/sim/x.limpet", page_size=512) as again, again.read() as reader:
+        assert dict(reader[ROWS].items()) == {b"before": b"1", b"after": b"2"}
