@@ -147,9 +147,17 @@ def test_the_name_of_a_compacted_file_is_durable_before_anything_is_committed_to
     db = open_on(SimFileSystem(disk), "/sim/x.limpet", page_size=512)
     with db.write() as txn:
         txn[ROWS][b"before"] = b"1"
-    interrupted = mock.patch.object(SimFileSystem, "sync_directory", side_effect=KeyboardInterrupt)
-    with suppress(KeyboardInterrupt), interrupted:
+    sync_directory, calls = SimFileSystem.sync_directory, []
+
+    def interrupted(file_system: SimFileSystem, path: str) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        sync_directory(file_system, path)
+
+    with mock.patch.object(SimFileSystem, "sync_directory", interrupted), suppress(KeyboardInterrupt):
         db.compact()
+    assert len(calls) == 2
     with db.write() as txn:
         txn[ROWS][b"after"] = b"2"
     units = disk.units()
